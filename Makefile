@@ -106,8 +106,9 @@ test-all:
 sim: SIMULATED = $(if $(FOR),--for $(FOR),--seeds $(SEEDS))
 sim:
 	cargo build $(TESTED) --bin mooseng-sim
-	target/debug/mooseng-sim --seeds 2 --twice
-	target/debug/mooseng-sim --regions --seeds 2 --twice
+# The first of them has all that only some seeds have (docs/simulation.md).
+	target/debug/mooseng-sim --from 3 --seeds 2 --twice
+	target/debug/mooseng-sim --regions --from 3 --seeds 2 --twice
 	scripts/sim-plants target/debug/mooseng-sim docs/simulation.md
 	target/debug/mooseng-sim $(SIMULATED) & one=$$!; target/debug/mooseng-sim --regions $(SIMULATED) && wait $$one
 
@@ -117,11 +118,11 @@ test-faults: deps
 	cargo build $(if $(PLANT),$(TESTED) $(addprefix --bin ,$(PROGRAMS)),$(BINS)) $(E2E_BINS)
 	target/debug/mooseng-faults --seed $(SEED) --rounds $(ROUNDS) $(if $(PLANT),--plant $(PLANT))
 
-## make test-geo   the home region of a geo volume is cut off, killed or paused, ROUNDS=N times in each way, SEED=S (docs/faults.md); needs root
+## make test-geo   the home region of a geo volume is cut off, killed or paused, ROUNDS=N times in each way, SEED=S, of REGIONS=N, 2 to 4 (docs/faults.md); needs root
 test-geo: ROUNDS = 10
 test-geo: deps
 	cargo build $(BINS) $(E2E_BINS)
-	target/debug/mooseng-geo --seed $(SEED) --rounds $(ROUNDS)
+	target/debug/mooseng-geo --seed $(SEED) --rounds $(ROUNDS) $(if $(REGIONS),--regions $(REGIONS))
 
 ## make faults-plants  shows that such a campaign finds planted bugs, 100 rounds for each at most (docs/faults.md)
 faults-plants: ROUNDS = 100

@@ -63,7 +63,7 @@ pub enum DirectoryError {
         cluster: String,
     },
     /// Another disk is expected there.
-    #[error("the data directory {} should be disk {expected}, but {found}: mount the right disk; or, to give the old one up and begin anew with what is there, stop the chunkserver, remove the line \"disk {expected} {}\" from {}, and start it again", path.display(), path.display(), state_file.display())]
+    #[error("the data directory {} should be disk {expected}, but {found}: mount the right disk; or, to give the old one up and begin anew with what is there, stop the chunkserver, remove the line \"disk {expected} {}\" from {}, make its last line \"checksum none\", and start it again", path.display(), path.display(), state_file.display())]
     WrongDisk {
         /// The directory.
         path: PathBuf,

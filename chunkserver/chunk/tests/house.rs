@@ -9,9 +9,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use common::{FaultyDisk, Planted, TornDisk, open, open_with, options};
 use mooseng_chunk::layout::block_at;
+use mooseng_chunk::state::STATE_FILE;
 use mooseng_chunk::{Append, Change, ChunkError, ChunkStore, OpenError, StoreOptions};
-use mooseng_ports::disk::Disk;
 use mooseng_ports::disk::sim::{Fault, SimDisk};
+use mooseng_ports::disk::{Disk, OpenMode, read_all, write_atomically};
 use mooseng_wire::call::ErrorCode;
 use mooseng_wire::{CHUNK_BYTES_MAX, ChunkId, Epoch};
 
@@ -368,4 +369,48 @@ fn a_chunk_is_sealed_where_it_is() {
     assert_eq!(store.seal_here(ONE, EPOCH).unwrap(), 5);
     assert!(matches!(append(5, b"f"), Err(ChunkError::Sealed { length: 5, .. })));
     assert_eq!(store.read(ONE, 0, 5).unwrap(), &b"abcde"[..]);
+}
+
+fn state(disk: &SimDisk) -> String {
+    let file = disk.open(&Path::new("/state").join(STATE_FILE), OpenMode::ReadOnly).unwrap();
+    String::from_utf8(read_all(&*file).unwrap()).unwrap()
+}
+
+fn put_state(disk: &SimDisk, text: &str) {
+    write_atomically(disk, &Path::new("/state").join(STATE_FILE), text.as_bytes()).unwrap();
+}
+
+/// Found by review: a bit that fell over in an epoch was believed, and a home that was deposed could append again.
+#[test]
+fn a_state_file_that_is_damaged_stops_the_start_and_says_what_to_do() {
+    let disk = SimDisk::default();
+    let store = open(&disk, &["/data"]);
+    store.see_epoch(3, Epoch(9)).unwrap();
+    sealed(&store, ONE, &pattern(100));
+    drop(store);
+    let whole = state(&disk);
+    put_state(&disk, &whole.replace("epoch 3 9", "epoch 3 1"));
+    let opened = ChunkStore::open(Arc::new(disk.clone()), options(&["/data"]), &mut || "d".into());
+    let refused = opened.map(drop).unwrap_err().to_string();
+    assert!(refused.starts_with("the state directory /state can't be used: "), "{refused}");
+    assert!(refused.contains(STATE_FILE) && refused.contains("set the file aside"), "{refused}");
+    // What it says is to be done.
+    disk.remove(&Path::new("/state").join(STATE_FILE)).unwrap();
+    let store = open(&disk, &["/data"]);
+    assert_eq!(store.read(ONE, 0, 100).unwrap(), pattern(100));
+    assert_eq!((store.incarnation(), store.epoch_of(0)), (2, EPOCH), "the disk knows");
+}
+
+#[test]
+fn a_state_file_of_an_earlier_release_is_read_once_and_written_anew() {
+    let disk = SimDisk::default();
+    drop(open(&disk, &["/data"]));
+    let now = state(&disk);
+    assert!(now.starts_with("format 3\nincarnation 1\n") && now.contains("\nchecksum "), "{now}");
+    put_state(&disk, "format 1\nincarnation 4\ncustody 6\nepoch 3 9\ndisk disk-1 /data\n");
+    let store = open(&disk, &["/data"]);
+    assert_eq!((store.incarnation(), store.epoch_of(3)), (5, Epoch(9)));
+    let after = state(&disk);
+    let lines = "format 3\nincarnation 5\ncustody 6\nepoch 3 9\ndisk disk-1 /data\nchecksum ";
+    assert!(after.starts_with(lines), "{after}");
 }

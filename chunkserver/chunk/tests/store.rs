@@ -292,10 +292,13 @@ fn an_unmounted_disk_is_not_taken_for_a_new_one() {
     // What it says is to be done.
     let line = "\"disk disk-1 /data\"";
     assert!(store.directories()[0].error.contains(line), "{}", store.directories()[0].error);
+    let end = "\"checksum none\"";
+    assert!(store.directories()[0].error.contains(end), "{}", store.directories()[0].error);
     drop(store);
     let kept = String::from_utf8(state).unwrap();
     assert!(kept.contains("disk disk-1 /data\n"), "{kept}");
-    let without = kept.replace("disk disk-1 /data\n", "");
+    let (lines, _) = kept.rsplit_once("checksum ").unwrap();
+    let without = lines.replace("disk disk-1 /data\n", "") + "checksum none\n";
     let file = other.open(Path::new("/state/chunkserver.state"), OpenMode::Existing).unwrap();
     file.set_len(0).unwrap();
     file.write_at(without.as_bytes(), 0).unwrap();

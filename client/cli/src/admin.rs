@@ -35,11 +35,13 @@ use crate::status::Wide;
 mod certs;
 mod cluster;
 mod home;
+mod plans;
 mod regions;
 
 pub use certs::*;
 pub use cluster::*;
 pub use home::*;
+pub use plans::*;
 pub use regions::*;
 
 /// How long a master may take to answer about its status.

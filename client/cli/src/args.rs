@@ -57,9 +57,9 @@ pub enum Command {
     Fsck(Fsck),
     /// What a health code means, where it comes from and what to do.
     Explain(Explain),
-    /// What the mounts on this machine are asked for, again and again.
+    /// What the mounts on this machine are asked for, again and again, and what is under way.
     Top(Top),
-    /// What a mount is asked for during some seconds, by operation.
+    /// What a mount is asked for during some seconds, by operation, how long that takes, and what is under way.
     Profile(Profile),
     /// Change the masters of a region.
     Members(Members),
@@ -295,6 +295,9 @@ pub enum MemberChange {
         /// Its zone.
         #[arg(long)]
         zone: String,
+        /// Only say what would happen.
+        #[arg(long)]
+        plan: bool,
         /// A configuration whose certificate has the role admin.
         #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
         config: PathBuf,
@@ -306,6 +309,9 @@ pub enum MemberChange {
         /// Their ids.
         #[arg(required = true)]
         ids: Vec<u64>,
+        /// Only say what would happen.
+        #[arg(long)]
+        plan: bool,
         /// A configuration whose certificate has the role admin.
         #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
         config: PathBuf,
@@ -325,12 +331,22 @@ pub struct Chunkservers {
 #[derive(Subcommand, Debug)]
 pub enum ChunkserverChange {
     /// Empty it: it takes no new chunks, and those that it has are moved to others.
-    Drain(ChunkserverNamed),
+    Drain(ChunkserverDrain),
     /// Take it back into use.
     Undrain(ChunkserverNamed),
 }
 
-/// Arguments of `mooseng chunkservers drain` and `undrain`.
+/// Arguments of `mooseng chunkservers drain`.
+#[derive(ClapArgs, Debug)]
+pub struct ChunkserverDrain {
+    /// Only say what would happen.
+    #[arg(long)]
+    pub plan: bool,
+    #[command(flatten)]
+    pub named: ChunkserverNamed,
+}
+
+/// Which chunkserver `mooseng chunkservers drain` and `undrain` are about.
 #[derive(ClapArgs, Debug)]
 pub struct ChunkserverNamed {
     /// The chunkserver's name.
@@ -543,6 +559,14 @@ mod tests {
             "mooseng class assign fast /d -r --config /c",
             "mooseng class get /d --config /c -o json",
             "mooseng volume set / --durability geo --on-sync-loss block --plan --config /c",
+            "mooseng regions add c --master id=1,name=m1,address=h:1 --plan --config /c -o json",
+            "mooseng regions remove c --plan --config /c",
+            "mooseng members add --id 4 --name m4 --address h:1 --zone z --plan --config /c",
+            "mooseng members remove 2 --plan --config /c -o json",
+            "mooseng chunkservers drain cs2 --plan --config /c -o json",
+            "mooseng chunkservers undrain cs2 --config /c",
+            "mooseng class set fast --copies 3 --plan --config /c",
+            "mooseng class assign fast /d -r --plan --config /c -o json",
             "mooseng events --follow --since 10m --config /c",
             "mooseng events -o json",
             "mooseng volume set / --regions a,b --failover manual --config /c -o json",
@@ -563,6 +587,7 @@ mod tests {
             "mooseng class set fast --labels a=b --no-labels --config /c",
             "mooseng volume set / --config /c",
             "mooseng volume set / --durability none --config /c",
+            "mooseng chunkservers undrain cs2 --plan --config /c",
             "mooseng dev kill --dir /d",
             "mooseng dev kill region region-1 region-2 --dir /d",
             "mooseng dev load --dir /d",

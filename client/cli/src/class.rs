@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mooseng_wire::admin::assign_class_request::Which;
+use mooseng_wire::admin::quota_target::Whose as Target;
 use mooseng_wire::admin::{
     AssignClassReply, AssignClassRequest, ClassLabels, CreateClassRequest, DeleteClassRequest,
-    SetClassRequest, StorageClass, UncountedVolume,
+    ListQuotasRequest, QuotaTarget, SetClassRequest, StorageClass, UncountedVolume, Volume,
 };
 use serde_json::{Value, json};
 
@@ -16,7 +17,10 @@ use crate::args::{
 use crate::config::ClientFile;
 use crate::exit::{Failure, Kind};
 use crate::output::{self, Table, bytes};
+use crate::plan::class::InRegion;
+use crate::plan::{self, Plan};
 use crate::quota::from_root;
+use crate::status::Wide;
 use crate::tree::{self, Place};
 
 /// Asks for it, and prints what came of it.
@@ -82,11 +86,97 @@ fn set(args: ClassSet) -> Result<(), Failure> {
         of_volume: args.of.volume.is_some(),
     };
     let file = ClientFile::load(&args.config)?;
+    if args.plan {
+        let plan = admin::block_on(async {
+            request.volume = tree::named(&file, args.of.volume.as_deref()).await?.volume;
+            planned_change(&file, &request).await
+        })?;
+        return plan.print(args.output.format);
+    }
     let changed = admin::block_on(async {
         request.volume = tree::named(&file, args.of.volume.as_deref()).await?.volume;
         admin::set_class(&file, request).await
     })?;
     print(&changed, args.output.format)
+}
+
+/// What masters of all regions say, or those of the only one.
+async fn everywhere(file: &ClientFile) -> Result<Wide, Failure> {
+    if let Some(wide) = admin::wide(file).await {
+        return Ok(wide);
+    }
+    let status = admin::status(file).await?.reply;
+    // A region by itself has the root volume alone.
+    let root =
+        Volume { home: status.region.clone(), regions: vec![status.region.clone()], ..Volume::default() };
+    Ok(Wide { volumes: vec![root], leaders: vec![(status.region.clone(), status)], ..Wide::default() })
+}
+
+/// The regions that have some of these volumes, with how many bytes of them have the class, as far as that is known.
+fn in_regions<'a>(
+    wide: &'a Wide,
+    volumes: &'a [Volume],
+    bytes: &BTreeMap<u32, Option<u64>>,
+) -> Vec<InRegion<'a>> {
+    let regions: BTreeSet<&str> =
+        volumes.iter().flat_map(|of| of.regions.iter().map(String::as_str)).collect();
+    let one = |region: &'a str| {
+        let had = volumes.iter().filter(|of| of.regions.iter().any(|name| name == region));
+        let mut known = had.map(|of| bytes.get(&of.id).copied().flatten());
+        let status = wide.leaders.iter().find(|(name, _)| name == region).map(|(_, status)| status);
+        let sum = |sum: u64, bytes: Option<u64>| bytes.map(|bytes| sum.saturating_add(bytes));
+        InRegion { region, status, bytes: known.try_fold(0, sum) }
+    };
+    regions.into_iter().map(one).collect()
+}
+
+async fn planned_change(file: &ClientFile, request: &SetClassRequest) -> Result<Plan, Failure> {
+    let reply = admin::list_classes(file, request.volume, request.of_volume).await?;
+    let wide = everywhere(file).await?;
+    let volumes: Vec<Volume> = match reply.of_cluster {
+        true => wide.volumes.clone(),
+        false => wide.volumes.iter().filter(|of| of.id == request.volume).cloned().collect(),
+    };
+    let of_that_name = |class: &&StorageClass| class.name == request.name;
+    let bytes = match reply.classes.iter().find(of_that_name) {
+        Some(class) if reply.of_cluster => admin::class_bytes(file, class.id, &volumes).await,
+        Some(class) => BTreeMap::from([(request.volume, Some(class.bytes.max(0).unsigned_abs()))]),
+        None => BTreeMap::new(),
+    };
+    let mut plan = plan::class::set(&reply.classes, request, &in_regions(&wide, &volumes, &bytes))?;
+    let uncounted = reply
+        .uncounted
+        .iter()
+        .map(|of| format!("What has it in volume {} isn't counted: {}.", of.volume, of.why));
+    plan.unknown.extend(uncounted);
+    Ok(plan)
+}
+
+async fn planned_assignment(file: &ClientFile, args: &ClassAssign, path: Vec<u8>) -> Result<Plan, Failure> {
+    let place = tree::find(file, path.clone()).await?;
+    let told = admin::class_of(file, place.volume, place.path.clone()).await?;
+    let unsaid = || Failure::new(Kind::Failed, "The master didn't say which class it has by now.");
+    let has = told.class.ok_or_else(unsaid)?;
+    let known = admin::list_classes(file, place.volume, true).await?.classes;
+    let wide = everywhere(file).await?;
+    // Where no quota counts nobody knows how much there is.
+    let target = QuotaTarget { whose: Some(Target::Path(place.path)), volume: place.volume };
+    let request = ListQuotasRequest { only: Some(target), after: None, volume: place.volume };
+    let quotas = admin::list_quotas(file, request).await.map(|reply| reply.quotas).unwrap_or_default();
+    let others = tree::others(file, place.volume, Some(&path)).await;
+    let joined: Vec<String> = others.iter().map(tree::Other::path).collect();
+    let volumes: Vec<Volume> = wide.volumes.iter().filter(|of| of.id == place.volume).cloned().collect();
+    let asked = plan::class::Assigning {
+        path: &args.path.display().to_string(),
+        recursive: args.recursive,
+        name: &args.name,
+        known: &known,
+        inode: told.inode,
+        has: &has,
+        quota: quotas.first(),
+        joined: &joined,
+    };
+    plan::class::assign(asked, &in_regions(&wide, &volumes, &BTreeMap::new()))
 }
 
 fn delete(args: ClassName) -> Result<(), Failure> {
@@ -170,6 +260,9 @@ struct Sum {
 fn assign(args: &ClassAssign) -> Result<(), Failure> {
     let path = from_root(&args.path)?;
     let file = ClientFile::load(&args.config)?;
+    if args.plan {
+        return admin::block_on(planned_assignment(&file, args, path))?.print(args.output.format);
+    }
     let sum = admin::block_on(assign_all(&file, &args.name, path, args.recursive))?;
     match args.output.format {
         Format::Json => {

@@ -41,7 +41,8 @@ pub struct ClientFile {
     /// Whether what is written to chunkservers on this host goes through memory that they share with the mount.
     #[serde(default = "yes")]
     pub same_host_writes: bool,
-    /// Whether names in directories that only this mount works in are made here, and told to the region a few milliseconds later.
+    /// Whether names in directories that only this mount works in are made here, and told to the region a few milliseconds later; and whether locks of files
+    /// that only this mount has open are given here.
     #[serde(default = "yes")]
     pub delegate: bool,
     /// Where to serve /metrics, /healthz and /readyz; loopback only. Port 0 takes a free one.

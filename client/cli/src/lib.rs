@@ -3,8 +3,9 @@
 //! ```text
 //!  args --> run --> mount (mounting, runtime)      a FUSE mount, as a daemon; as mount.mooseng for mount(8)
 //!             |---> status, df, fsck, members, chunkservers, trash, quota, class, metadata, regions, volume, cluster, certs (admin)  what masters say, over gRPC
-//!             |        \---- which volume of the tree is meant (tree)
-//!             |---> top, profile                   what mounts on this machine are asked for, from their metrics
+//!             |        |---- which volume of the tree is meant (tree)
+//!             |        \---- what a change would do, before it is made (plan)
+//!             |---> top, profile                   what mounts on this machine are asked for, from their metrics; and what is under way (live)
 //!             |---> info                           where a path's chunks lie, over a session
 //!             |---> explain, shell                 what needs no cluster
 //!             \---> dev                            a cluster of real daemons on loopback
@@ -25,12 +26,14 @@ mod exit;
 mod explain;
 mod fsck;
 mod info;
+mod live;
 mod logs;
 mod members;
 mod metadata;
 mod mount;
 mod outlook;
 mod output;
+mod plan;
 mod process;
 mod profile;
 mod quota;

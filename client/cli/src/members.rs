@@ -8,20 +8,44 @@ use serde_json::json;
 use crate::admin;
 use crate::args::{Format, MemberChange, Members};
 use crate::config::ClientFile;
-use crate::exit::Failure;
+use crate::exit::{Failure, Kind};
 use crate::output;
+use crate::plan::members::{self, Beyond, Facts};
 
-/// Makes the change and prints who votes now, and whose process is to be stopped.
+/// Makes the change and prints who votes now, and whose process is to be stopped; or says what it would mean.
 pub fn run(args: Members) -> Result<(), Failure> {
-    match args.change {
-        MemberChange::Add { id, name, address, zone, config, output } => {
+    let (request, plan, config, output) = match args.change {
+        MemberChange::Add { id, name, address, zone, plan, config, output } => {
             let add = vec![MemberToAdd { id, name, address, zone }];
-            change(&config, ChangeMembersRequest { add, remove: vec![] }, output.format)
+            (ChangeMembersRequest { add, remove: vec![] }, plan, config, output)
         }
-        MemberChange::Remove { ids, config, output } => {
-            change(&config, ChangeMembersRequest { add: vec![], remove: ids }, output.format)
+        MemberChange::Remove { ids, plan, config, output } => {
+            (ChangeMembersRequest { add: vec![], remove: ids }, plan, config, output)
         }
+    };
+    match plan {
+        true => planned(&config, &request, output.format),
+        false => change(&config, request, output.format),
     }
+}
+
+fn planned(config: &Path, request: &ChangeMembersRequest, format: Format) -> Result<(), Failure> {
+    let file = ClientFile::load(config)?;
+    let plan = admin::block_on(async {
+        let answered = admin::status(&file).await?;
+        admin::may_administer(&file, &answered.reply.region)?;
+        let new = admin::newcomers(&file, &request.add).await?;
+        let cluster = admin::cluster(&file).await;
+        let untold = cluster.as_ref().err().map(ToString::to_string).unwrap_or_default();
+        let beyond = match &cluster {
+            Ok((regions, volumes)) => Beyond::Known(regions, volumes),
+            // A cluster of one region has no group between regions, and says so.
+            Err(failure) if failure.kind() == Kind::Failed => Beyond::Alone,
+            Err(_) => Beyond::Untold(&untold),
+        };
+        members::change(Facts { answered: &answered, request, new: &new, beyond })
+    })?;
+    plan.print(format)
 }
 
 fn change(config: &Path, request: ChangeMembersRequest, format: Format) -> Result<(), Failure> {

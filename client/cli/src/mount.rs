@@ -26,6 +26,7 @@ use crate::runtime::{self, MountRecord};
 use crate::{logs, output};
 
 pub mod helper;
+mod live;
 mod metrics;
 mod options;
 mod supervisor;
@@ -302,6 +303,9 @@ async fn run(
     let Some(process) = Started::myself() else {
         return Err(Failure::failed("This process isn't in /proc."));
     };
+    if let Err(error) = live::serve(handle.operations(), process, shutdown.clone()) {
+        tracing::warn!(%error, "what is under way can't be told: `mooseng top` and `mooseng profile` will show counts alone");
+    }
     let record = MountRecord {
         version: 1,
         path: handle.path().to_owned(),

@@ -1,4 +1,5 @@
-//! `mooseng top` and `mooseng profile`: what mounts on this machine are asked for, from the difference of two looks at their metrics.
+//! `mooseng top` and `mooseng profile`: what mounts on this machine are asked for, from the difference of two looks at their metrics; and what is under way when
+//! they look last.
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
@@ -10,16 +11,33 @@ use crate::args::{Format, Profile, Top};
 use crate::config::ClientFile;
 use crate::dev::{namespaces, ready};
 use crate::exit::{Failure, Kind};
+use crate::live::{self, Live, time};
 use crate::output::{self, Table};
 use crate::runtime::{self, MountRecord};
+
+mod spread;
+
+use spread::Spread;
 
 /// How long a mount may take to tell its metrics.
 const TOLD_WITHIN: Duration = Duration::from_secs(2);
 /// What the metrics of operations begin with.
 const PREFIX: &str = "mooseng_mount_operations";
+/// And those of caches.
+const CACHE: &str = "mooseng_mount_cache";
+/// Requests under way that `top` shows of each mount, in its table.
+const SHOWN_BY_TOP: usize = 10;
 
-/// A mount's metrics: by name, and by operation where they are counted so.
+/// A mount's metrics: by name, and by operation or cache where they are counted so.
 type Told = BTreeMap<(String, String), u64>;
+
+/// What a mount tells.
+#[derive(Clone, Debug)]
+struct Look {
+    told: Told,
+    /// What is under way, or why it doesn't tell.
+    live: Result<Live, String>,
+}
 
 /// What one kind of operation did between two looks.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -30,6 +48,7 @@ struct Row {
     failed: u64,
     running: u64,
     total_us: u64,
+    spread: Option<Spread>,
 }
 
 impl Row {
@@ -43,6 +62,27 @@ impl Row {
         let known = self.answered.saturating_sub(self.waited);
         known * 100 / self.answered.max(1)
     }
+
+    fn per_second(&self, seconds: f64) -> f64 {
+        self.answered as f64 / seconds.max(0.001)
+    }
+}
+
+/// What one cache was asked for between two looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Asked {
+    hits: u64,
+    misses: u64,
+}
+
+impl Asked {
+    fn all(self) -> u64 {
+        self.hits + self.misses
+    }
+
+    fn hit_percent(self) -> u64 {
+        self.hits * 100 / self.all().max(1)
+    }
 }
 
 /// Looks once, for a while, at one mount.
@@ -55,19 +95,27 @@ pub fn profile(args: &Profile) -> Result<(), Failure> {
         ))
     })?;
     let began = Instant::now();
-    let before = told(&record)?;
+    let before = look(&record)?;
     std::thread::sleep(args.time);
-    let after = told(&record)?;
+    let after = look(&record)?;
     let seconds = began.elapsed().as_secs_f64();
-    let rows = rows(&before, &after);
+    if let Err(why) = &after.live {
+        eprintln!("{}", untold(&record, why));
+    }
+    let rows = rows_of(&before, &after);
     match args.output.format {
-        Format::Json => output::json(&json!({
-            "version": output::VERSION, "path": record.path, "seconds": seconds, "operations": shape(&rows),
-            "gauges": gauges(&after), "counters": counters(&before, &after),
-        })),
+        Format::Json => {
+            let mut shape = shape(&rows, seconds, &before, &after);
+            shape["version"] = output::VERSION.into();
+            shape["path"] = json!(record.path);
+            shape["seconds"] = seconds.into();
+            shape["counters"] = json!(counters(&before.told, &after.told));
+            output::json(&shape)
+        }
         Format::Table => {
             output::text_line(&table(&rows, seconds).render())?;
-            output::text_line(&rest(&before, &after))
+            output::text_line(&rest(&before.told, &after.told))?;
+            below(&before, &after, live::TOLD_MAX)
         }
     }
 }
@@ -78,6 +126,11 @@ pub fn top(args: &Top) -> Result<(), Failure> {
     let mut before = all();
     if before.is_empty() {
         return Err(Failure::not_found("Nothing of yours is mounted on this machine."));
+    }
+    for record in runtime::live() {
+        if let Some(Err(why)) = before.get(&record.path.display().to_string()).map(|look| &look.live) {
+            eprintln!("{}", untold(&record, why));
+        }
     }
     let mut looked = Instant::now();
     loop {
@@ -92,14 +145,19 @@ pub fn top(args: &Top) -> Result<(), Failure> {
         }
         let mut mounts = Vec::new();
         for (path, now) in &after {
-            let rows = before.get(path).map(|then| rows(then, now)).unwrap_or_default();
+            // Of one that wasn't there before, nothing has been counted yet.
+            let then = before.get(path).unwrap_or(now);
+            let rows = rows_of(then, now);
             match args.output.format {
-                Format::Json => mounts.push(json!({
-                    "path": path, "operations": shape(&rows), "gauges": gauges(now),
-                })),
+                Format::Json => {
+                    let mut shape = shape(&rows, seconds, then, now);
+                    shape["path"] = json!(path);
+                    mounts.push(shape);
+                }
                 Format::Table => {
-                    output::text_line(&format!("{path}   {}", rest(before.get(path).unwrap_or(now), now)))?;
+                    output::text_line(&format!("{path}   {}", rest(&then.told, &now.told)))?;
                     output::text_line(&table(&rows, seconds).render())?;
+                    below(then, now, SHOWN_BY_TOP)?;
                 }
             }
         }
@@ -114,9 +172,22 @@ pub fn top(args: &Top) -> Result<(), Failure> {
 }
 
 /// What every mount tells that answers.
-fn all() -> BTreeMap<String, Told> {
+fn all() -> BTreeMap<String, Look> {
     let records = runtime::live().into_iter();
-    records.filter_map(|r| Some((r.path.display().to_string(), told(&r).ok()?))).collect()
+    records.filter_map(|r| Some((r.path.display().to_string(), look(&r).ok()?))).collect()
+}
+
+fn look(record: &MountRecord) -> Result<Look, Failure> {
+    let told = told(record)?;
+    Ok(Look { told, live: live::ask(record).map_err(|e| e.to_string()) })
+}
+
+/// Percentiles and what is under way are missing: what to say to whoever looks.
+fn untold(record: &MountRecord, why: &str) -> String {
+    let path = record.path.display();
+    format!(
+        "The mount on {path} doesn't tell what is under way, nor percentiles: {why}. One that was made by an earlier release doesn't: mount again."
+    )
 }
 
 fn told(record: &MountRecord) -> Result<Told, Failure> {
@@ -142,7 +213,7 @@ fn told(record: &MountRecord) -> Result<Told, Failure> {
     }
 }
 
-/// Reads the text format, as far as mounts use it: `name value`, or `name{operation="word"} value`.
+/// Reads the text format, as far as it is used here: `name value`, or `name{operation="word"} value`.
 fn parse(text: &str) -> Told {
     let mut told = Told::new();
     for line in text.lines().filter(|line| !line.starts_with('#')) {
@@ -171,6 +242,7 @@ fn rows(before: &Told, after: &Told) -> Vec<Row> {
                 failed: grown("_failed_total"),
                 running: of(after, "_running", operation),
                 total_us: grown("_us_total"),
+                spread: None,
             }
         })
         .filter(|row| row.answered > 0 || row.running > 0)
@@ -180,28 +252,101 @@ fn rows(before: &Told, after: &Told) -> Vec<Row> {
     rows
 }
 
-fn shape(rows: &[Row]) -> Vec<serde_json::Value> {
-    rows.iter()
-        .map(|r| {
-            json!({
-                "operation": r.operation, "answered": r.answered, "waited": r.waited, "failed": r.failed,
-                "running": r.running, "total_us": r.total_us, "mean_us": r.mean_us(), "known_percent": r.known_percent(),
-            })
-        })
+/// What operations did between two looks, with how long they took where the mount tells it.
+fn rows_of(before: &Look, after: &Look) -> Vec<Row> {
+    let mut rows = rows(&before.told, &after.told);
+    // Between two looks of which one tells nothing, nothing can be said.
+    if let (Ok(before), Ok(after)) = (&before.live, &after.live) {
+        for row in &mut rows {
+            let latency = after.latencies.get(&row.operation);
+            row.spread = latency.and_then(|now| spread::between(before.latencies.get(&row.operation), now));
+        }
+    }
+    rows
+}
+
+/// What each cache was asked for.
+fn caches(before: &Told, after: &Told) -> BTreeMap<String, Asked> {
+    let grown = |what: &str, cache: &str| {
+        let of = |told: &Told| told.get(&(format!("{CACHE}_{what}_total"), cache.to_owned())).copied();
+        of(after).unwrap_or(0).saturating_sub(of(before).unwrap_or(0))
+    };
+    let hits = format!("{CACHE}_hits_total");
+    let named = after.keys().filter(|(name, _)| *name == hits).map(|(_, cache)| cache);
+    named
+        .map(|cache| (cache.clone(), Asked { hits: grown("hits", cache), misses: grown("misses", cache) }))
         .collect()
 }
 
+fn shape(rows: &[Row], seconds: f64, before: &Look, after: &Look) -> serde_json::Value {
+    let operations: Vec<serde_json::Value> = rows
+        .iter()
+        .map(|r| {
+            json!({
+                "operation": r.operation, "answered": r.answered, "per_second": r.per_second(seconds),
+                "waited": r.waited, "failed": r.failed, "running": r.running, "total_us": r.total_us,
+                "mean_us": r.mean_us(), "p50_us": r.spread.map(|s| s.p50_us),
+                "p99_us": r.spread.map(|s| s.p99_us), "max_us": r.spread.map(|s| s.max_us),
+                "known_percent": r.known_percent(),
+            })
+        })
+        .collect();
+    let caches = caches(&before.told, &after.told).into_iter().map(|(cache, asked)| {
+        let percent = (asked.all() > 0).then(|| asked.hit_percent());
+        (cache, json!({ "hits": asked.hits, "misses": asked.misses, "hit_percent": percent }))
+    });
+    let caches: serde_json::Map<String, serde_json::Value> = caches.collect();
+    let live = after.live.as_ref().ok();
+    json!({
+        "operations": operations, "caches": caches, "gauges": gauges(&after.told),
+        "under_way": live.map(|live| &live.requests), "under_way_more": live.map(|live| live.more),
+    })
+}
+
+/// What comes below the table of operations: hits of caches, and what is under way, `most` of it at most.
+fn below(before: &Look, after: &Look, most: usize) -> Result<(), Failure> {
+    let hits = hits(&caches(&before.told, &after.told));
+    if !hits.is_empty() {
+        output::text_line(&hits)?;
+    }
+    let Ok(live) = &after.live else { return Ok(()) };
+    let table = live::table(live, most);
+    if !table.is_empty() {
+        output::text_line(&table.render())?;
+    }
+    match live::left_out(live, most) {
+        0 => Ok(()),
+        more => output::text_line(&format!("and {more} more under way")),
+    }
+}
+
+/// The share of what caches were asked for that they had, of those that were asked for something.
+fn hits(caches: &BTreeMap<String, Asked>) -> String {
+    // Hardly anybody reads what he has just written: that it wasn't that is no news.
+    let tells = |cache: &str, asked: &Asked| asked.all() > 0 && (cache != "written" || asked.hits > 0);
+    let said: Vec<String> = caches
+        .iter()
+        .filter(|(cache, asked)| tells(cache, asked))
+        .map(|(cache, asked)| {
+            format!("{} {} % of {}", cache.replace('_', " "), asked.hit_percent(), asked.all())
+        })
+        .collect();
+    if said.is_empty() { String::new() } else { format!("hits of caches: {}", said.join(", ")) }
+}
+
 fn table(rows: &[Row], seconds: f64) -> Table {
-    let mut table = Table::new(["OPERATION", "A SECOND", "MEAN", "KNOWN", "FAILED", "RUNNING"]);
+    let mut table =
+        Table::new(["OPERATION", "A SECOND", "MEAN", "P50", "P99", "MAX", "KNOWN", "FAILED", "RUNNING"]);
     for row in rows {
+        let took =
+            |us: fn(&Spread) -> u64| row.spread.as_ref().map_or_else(|| "-".to_owned(), |s| time(us(s)));
         table.row([
             row.operation.clone(),
-            format!("{:.1}", row.answered as f64 / seconds.max(0.001)),
-            if row.mean_us() < 10_000 {
-                format!("{} us", row.mean_us())
-            } else {
-                format!("{} ms", row.mean_us() / 1000)
-            },
+            format!("{:.1}", row.per_second(seconds)),
+            time(row.mean_us()),
+            took(|s| s.p50_us),
+            took(|s| s.p99_us),
+            took(|s| s.max_us),
             format!("{} %", row.known_percent()),
             row.failed.to_string(),
             row.running.to_string(),
@@ -263,6 +408,7 @@ fn rest(before: &Told, after: &Told) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::live::{Latency, Request};
 
     const BEFORE: &str = "# HELP x\nmooseng_mount_operations_total{operation=\"read\"} 10\n\
         mooseng_mount_operations_waited_total{operation=\"read\"} 10\nmooseng_mount_operations_us_total{operation=\"read\"} 1000\n\
@@ -288,5 +434,64 @@ mod tests {
     #[test]
     fn a_mount_that_began_anew_counts_from_nothing() {
         assert_eq!(rows(&parse(AFTER), &parse(BEFORE)), []);
+    }
+
+    fn with(text: &str, buckets: &[(u64, u64, u64)], longest_us: u64) -> Look {
+        let latency = Latency { longest_us, buckets: buckets.to_vec() };
+        let latencies = BTreeMap::from([("read".to_owned(), latency)]);
+        let requests = vec![Request { operation: "read".into(), age_us: 70_000_000, ..Request::default() }];
+        Look { told: parse(text), live: Ok(Live { requests, more: 3, latencies }) }
+    }
+
+    #[test]
+    fn percentiles_are_of_what_came_between_the_looks() {
+        let before = with(BEFORE, &[(96, 112, 10)], 100);
+        let after = with(AFTER, &[(96, 112, 13), (448, 512, 1)], 500);
+        let rows = rows_of(&before, &after);
+        let spread = rows[0].spread.unwrap();
+        assert!((96..112).contains(&spread.p50_us), "{spread:?}");
+        assert_eq!((spread.p99_us, spread.max_us), (500, 500));
+        assert!(table(&rows, 2.0).render().contains("500 us"));
+        let shape = shape(&rows, 2.0, &before, &after);
+        let read = &shape["operations"][0];
+        assert_eq!(read["p99_us"], 500, "{shape}");
+        assert_eq!(read["per_second"], 2.0, "{shape}");
+        assert_eq!(shape["under_way"][0]["age_us"], 70_000_000, "{shape}");
+        assert_eq!(shape["under_way_more"], 3, "{shape}");
+    }
+
+    /// An earlier release's mount: its counts are shown as ever.
+    #[test]
+    fn who_tells_nothing_of_what_is_under_way_is_shown_without() {
+        let silent = |text| Look { told: parse(text), live: Err("not there".into()) };
+        let (before, after) = (silent(BEFORE), silent(AFTER));
+        let rows = rows_of(&before, &after);
+        assert_eq!((rows[0].answered, rows[0].spread), (4, None));
+        assert!(table(&rows, 2.0).render().lines().nth(1).is_some_and(|line| line.contains('-')));
+        let shape = shape(&rows, 2.0, &before, &after);
+        assert!(shape["operations"][0]["p50_us"].is_null() && shape["under_way"].is_null(), "{shape}");
+    }
+
+    #[test]
+    fn hits_are_of_each_cache_between_the_looks() {
+        let text = |hits: u64, misses: u64| {
+            let of = |what: &str, cache: &str, n: u64| {
+                format!("mooseng_mount_cache_{what}_total{{cache=\"{cache}\"}} {n}\n")
+            };
+            [
+                of("hits", "entries", hits),
+                of("misses", "entries", misses),
+                of("hits", "access_lists", 7),
+                of("misses", "access_lists", 7),
+                of("hits", "written", 0),
+                of("misses", "written", misses),
+            ]
+            .concat()
+        };
+        let caches = caches(&parse(&text(10, 10)), &parse(&text(19, 11)));
+        assert_eq!(caches["entries"], Asked { hits: 9, misses: 1 });
+        assert_eq!(caches["access_lists"], Asked::default());
+        assert_eq!(hits(&caches), "hits of caches: entries 90 % of 10");
+        assert_eq!(hits(&BTreeMap::new()), "");
     }
 }

@@ -1,6 +1,6 @@
 //! `mooseng regions`: the cluster's regions and the group in which they agree.
 
-use mooseng_wire::admin::{AddRegionRequest, ListRegionsReply, MemberToAdd, Region, RegionMaster};
+use mooseng_wire::admin::{AddRegionRequest, ListRegionsReply, MemberToAdd, Region, RegionMaster, Volume};
 use std::time::Duration;
 
 use mooseng_transport::root_sha256;
@@ -13,6 +13,7 @@ use crate::args::{Format, Reading, RegionAdd, RegionRemove, RegionsArgs, Regions
 use crate::config::{self, ClientFile};
 use crate::exit::Failure;
 use crate::output::{self, Table};
+use crate::plan;
 
 /// How often is looked whether a master knows of a change.
 const VERSION_TRIES: u32 = 50;
@@ -54,8 +55,16 @@ pub fn parse_master(text: &str) -> Result<MemberToAdd, String> {
 }
 
 fn add(args: RegionAdd) -> Result<(), Failure> {
-    let RegionAdd { name, masters, number, witness, config, output } = args;
+    let RegionAdd { name, masters, number, witness, plan, config, output } = args;
     let file = ClientFile::load(&config)?;
+    if plan {
+        let asked = plan::regions::Adding { name: &name, number, witness, masters: &masters };
+        let plan = admin::block_on(async {
+            let (regions, volumes) = known(&file).await?;
+            plan::regions::add(asked, &regions, &volumes)
+        })?;
+        return plan.print(output.format);
+    }
     let secret: [u8; join::SECRET_BYTES] = rand::random();
     let hash = join::hash(&secret).to_vec().into();
     let request =
@@ -101,8 +110,28 @@ fn joined(region: Region) -> JoinRegion {
     JoinRegion { name: region.name, number: region.number, witness: region.witness, masters }
 }
 
+/// What a plan is made of, asked by somebody who may change it.
+async fn known(file: &ClientFile) -> Result<(ListRegionsReply, Vec<Volume>), Failure> {
+    let (regions, volumes) = admin::cluster(file).await?;
+    admin::may_administer(file, &regions.asked)?;
+    Ok((regions, volumes))
+}
+
+fn planned_removal(file: &ClientFile, name: &str, format: Format) -> Result<(), Failure> {
+    let plan = admin::block_on(async {
+        let (regions, volumes) = known(file).await?;
+        let leaders = admin::wide(file).await.map(|wide| wide.leaders).unwrap_or_default();
+        let own = leaders.iter().find(|(region, _)| region == name).map(|(_, status)| status);
+        plan::regions::remove(name, &regions, &volumes, own)
+    })?;
+    plan.print(format)
+}
+
 fn remove(args: RegionRemove) -> Result<(), Failure> {
     let file = ClientFile::load(&args.config)?;
+    if args.plan {
+        return planned_removal(&file, &args.name, args.output.format);
+    }
     let reply = admin::block_on(admin::remove_region(&file, args.name.clone()))?;
     said(
         reply.version,

@@ -79,8 +79,31 @@ pub fn write(record: &MountRecord) -> std::io::Result<()> {
     crate::dev::write_atomically(&record_path(&record.path), &text)
 }
 
-/// Removes the record of a mount, if it is that process's.
+/// The socket over which the process that serves a mount tells what is under way. Another process that gets its pid one day has another one.
+pub fn socket_of(process: Started) -> PathBuf {
+    dir().join(format!("mount-{}-{}.sock", process.pid, process.start_ticks))
+}
+
+/// The process whose socket has that file name.
+fn process_of(socket: &str) -> Option<Started> {
+    let (pid, start_ticks) = socket.strip_prefix("mount-")?.strip_suffix(".sock")?.split_once('-')?;
+    Some(Started { pid: pid.parse().ok()?, start_ticks: start_ticks.parse().ok()? })
+}
+
+/// Removes sockets of dead processes: who is killed leaves its own behind.
+pub fn sweep_sockets() {
+    let Ok(entries) = std::fs::read_dir(dir()) else { return };
+    for file in entries.flatten() {
+        let process = file.file_name().to_str().and_then(process_of);
+        if process.is_some_and(|process| !process.is_alive()) {
+            let _ = std::fs::remove_file(file.path());
+        }
+    }
+}
+
+/// Removes the record of a mount, if it is that process's, and its socket.
 pub fn remove(path: &Path, process: Started) {
+    let _ = std::fs::remove_file(socket_of(process));
     let file = record_path(path);
     if read(&file).is_some_and(|r| r.process == process) {
         let _ = std::fs::remove_file(file);
@@ -128,5 +151,15 @@ mod tests {
         assert_eq!(escape(Path::new("/")), "root");
         let long = format!("/{}", "x/".repeat(400));
         assert!(escape(Path::new(&long)).len() <= 200);
+    }
+
+    #[test]
+    fn a_socket_is_its_process_and_nothing_else_is_one() {
+        let process = Started { pid: 31, start_ticks: 123_456 };
+        let path = socket_of(process);
+        assert_eq!(path.file_name().and_then(|name| name.to_str()).and_then(process_of), Some(process));
+        for other in ["mount-31.sock", "mount-a-1.sock", "srv-31-1.json", "mount--1-1.sock"] {
+            assert_eq!(process_of(other), None, "{other}");
+        }
     }
 }

@@ -118,16 +118,28 @@ fn told(loss: &Loss, volume: u32) -> String {
     let (old, new, cut) = (&loss.old_home, &loss.new_home, shown(loss.cut.as_ref()));
     let mut text = match loss.undone {
         0 => format!("Epoch {}: {new} had nothing beyond the cut.", loss.closed),
-        n => format!("Epoch {}: {new} had {n} entries beyond the cut, and undid them.", loss.closed),
+        n => {
+            let times = match (loss.undone_from_ns, loss.undone_upto_ns) {
+                (Some(from), Some(upto)) => format!(" of {} to {}", time(from), time(upto)),
+                _ => String::new(),
+            };
+            format!("Epoch {}: {new} had {n} entries{times} beyond the cut, and undid them.", loss.closed)
+        }
     };
     if let Some(ns) = loss.cut_ns {
         text.push_str(&format!(" The change at the cut is of {}: what came after it is lost.", time(ns)));
+    }
+    if let Some(ns) = loss.since_ns {
+        text.push_str(&format!(
+            " {new} had heard at {} that {old} had nothing beyond the cut: none of what is lost is older than that, but for the way between them.",
+            time(ns)
+        ));
     }
     if !loss.sessions.is_empty() {
         let more = if loss.more_sessions { ", and more" } else { "" };
         let sessions: Vec<String> =
             loss.sessions.iter().map(|of| format!("{} ({} entries)", of.session, of.entries)).collect();
-        text.push_str(&format!(" They came from the sessions {}{more}.", sessions.join(", ")));
+        text.push_str(&format!(" What was undone came from the sessions {}{more}.", sessions.join(", ")));
     }
     match &loss.named {
         None => text.push_str(&format!(" What {old} had beyond it isn't known before it comes back.")),
@@ -190,7 +202,8 @@ fn place_shape(place: Option<&LogPlace>) -> Value {
 fn loss_shape(loss: &Loss) -> Value {
     json!({
         "closed": loss.closed, "opened": loss.opened, "old_home": loss.old_home, "new_home": loss.new_home, "at_ns": loss.at_ns,
-        "cut_ns": loss.cut_ns, "files": loss.files.iter().map(file_shape).collect::<Vec<_>>(), "more_files": loss.more_files,
+        "cut_ns": loss.cut_ns, "since_ns": loss.since_ns, "undone_from_ns": loss.undone_from_ns, "undone_upto_ns": loss.undone_upto_ns,
+        "files": loss.files.iter().map(file_shape).collect::<Vec<_>>(), "more_files": loss.more_files,
         "cut": place_shape(loss.cut.as_ref()), "known": place_shape(loss.known.as_ref()), "undone": loss.undone,
         "undone_upto": place_shape(loss.undone_upto.as_ref()),
         "sessions": loss.sessions.iter().map(|of| json!({ "session": of.session, "entries": of.entries })).collect::<Vec<_>>(),
@@ -468,7 +481,7 @@ mod tests {
         };
         assert_eq!(
             told(&named, 0),
-            "Epoch 1: b had 2 entries beyond the cut, and undid them. They came from the sessions 7 (2 entries). \
+            "Epoch 1: b had 2 entries beyond the cut, and undid them. What was undone came from the sessions 7 (2 entries). \
              a put 5 entries aside, which concern 3 and more paths: `mooseng salvage show 1/300` there."
         );
         let nothing = Loss { named: Some(NamedLoss::default()), ..open.clone() };
@@ -476,6 +489,18 @@ mod tests {
         assert!(told(&named, 7).ends_with("`mooseng salvage show 1/300 --volume 7` there."));
         let timed = Loss { cut_ns: Some(1_000_000_000), ..open.clone() };
         assert!(told(&timed, 0).contains("The change at the cut is of 1970-01-01T00:00:01Z"));
+        let heard = Loss {
+            since_ns: Some(2_000_000_000),
+            undone_from_ns: Some(3_000_000_000),
+            undone_upto_ns: Some(4_000_000_000),
+            ..named.clone()
+        };
+        let says = told(&heard, 0);
+        let undid = "b had 2 entries of 1970-01-01T00:00:03Z to 1970-01-01T00:00:04Z beyond the cut";
+        assert!(says.contains(undid), "{says}");
+        assert!(says.contains("b had heard at 1970-01-01T00:00:02Z that a had nothing beyond"), "{says}");
+        assert_eq!(loss_shape(&heard)["since_ns"], 2_000_000_000);
+        assert_eq!(loss_shape(&named)["undone_upto_ns"], Value::Null);
         let file = SalvagedFile { inode: 9, path: "/d/f".into(), ..SalvagedFile::default() };
         let with = Loss { files: vec![file], more_files: true, ..open.clone() };
         let text = files(&with, "b");

@@ -126,6 +126,13 @@ pub struct Other {
     path: String,
 }
 
+impl Other {
+    /// Where it is joined, for a sentence.
+    pub fn path(&self) -> String {
+        self.path.chars().flat_map(shown).collect()
+    }
+}
+
 /// The volumes besides the one that is shown, as far as a master of this region knows them; of `under`, those alone that are joined below that path. None
 /// where there is one region, or nobody tells.
 pub async fn others(file: &ClientFile, shown: u32, under: Option<&[u8]>) -> Vec<Other> {
@@ -155,7 +162,7 @@ pub fn tell_of(others: &[Other]) {
 fn sentence(others: &[Other]) -> String {
     let text = |other: &Other| match other.id {
         0 => "/".to_owned(),
-        id => format!("{} ({id})", other.path.chars().flat_map(shown).collect::<String>()),
+        id => format!("{} ({id})", other.path()),
     };
     let list: Vec<String> = others.iter().map(text).collect();
     match list.len() {

@@ -234,9 +234,12 @@ fn lag_max(volume: &Volume) -> String {
     }
 }
 
-/// As it is typed.
+/// As it is typed. One that is planned has a path, and no number yet.
 pub fn name(volume: &Volume) -> String {
-    name_of(volume.id)
+    match volume.id {
+        0 if !volume.path.is_empty() => volume.path.clone(),
+        id => name_of(id),
+    }
 }
 
 /// The same of its number.

@@ -12,6 +12,7 @@ use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{Caller, GetXattr};
 use mooseng_wire::{ACCESS_ACL, DEFAULT_ACL};
 
+use crate::caches::Cache;
 use crate::error::FsError;
 use crate::fs::FileSystem;
 use crate::read::unexpected;
@@ -85,10 +86,13 @@ impl FileSystem {
     pub(crate) async fn get_acl(&self, caller: &Caller, inode: u64, name: &[u8]) -> Result<Bytes, FsError> {
         let none = || FsError::Answered(libc::ENODATA);
         if self.known_attr(inode).is_some_and(|attr| attr.no_acls) {
+            self.asked(Cache::AccessLists, true);
             return Err(none());
         }
         let (acls, of) = (&self.inner.acls, (inode, name == DEFAULT_ACL));
-        if let Some(known) = self.hold(inode).and_then(|hold| acls.get(of, hold)) {
+        let known = self.hold(inode).and_then(|hold| acls.get(of, hold));
+        self.asked(Cache::AccessLists, known.is_some());
+        if let Some(known) = known {
             return known.ok_or_else(none);
         }
         // A mode that waits with buffered data is part of the list.

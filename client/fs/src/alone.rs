@@ -39,6 +39,7 @@ use crate::files::Registration;
 use crate::fs::{FileSystem, daemon};
 use crate::journal::{self, Change, UnderWay};
 use crate::read::unexpected;
+use crate::waits::{self, What};
 
 /// Ids that are reserved at a time.
 const IDS: u32 = 1024;
@@ -716,7 +717,8 @@ impl FileSystem {
     /// Waits until everything that was made alone is told, or lost.
     pub(crate) async fn told(&self, patience: Duration) -> Result<(), FsError> {
         let journal = &self.inner.session.journal;
-        tokio::time::timeout(patience, journal.told()).await.map_err(|_| FsError::Unanswered {
+        let told = waits::on(|| What::Earlier, journal.told());
+        tokio::time::timeout(patience, told).await.map_err(|_| FsError::Unanswered {
             what: "telling the region of changes".into(),
             after: patience,
             last: self.inner.session.last_error(),

@@ -27,6 +27,7 @@ use crate::packets::Packets;
 use crate::read::unexpected;
 use crate::region::Region;
 use crate::retry::Backoff;
+use crate::waits::{self, What};
 
 /// Packets of one write that may be unacknowledged.
 const PIPELINE: usize = 8;
@@ -151,7 +152,7 @@ impl Appenders {
                     }
                     // The first replacement comes at once.
                     if backoff.attempts() > 1 {
-                        tokio::time::sleep(pause).await;
+                        waits::on(|| What::Pause, tokio::time::sleep(pause)).await;
                     }
                 }
             }
@@ -286,7 +287,7 @@ impl Appenders {
                 });
             }
             if !picky {
-                tokio::time::sleep(pause).await;
+                waits::on(|| What::Pause, tokio::time::sleep(pause)).await;
             }
         }
     }

@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use crate::borrow::{Borrower, Lent};
 use crate::peers::{Failure, Peers};
 use crate::status::{ChunkserverStatus, Counters, Latency};
+use crate::waits::{self, What};
 
 /// A chunkserver that failed is asked last, and not allocated on, for this long.
 const SUSPECT_FOR: Duration = Duration::from_secs(10);
@@ -132,7 +133,7 @@ impl Chunkservers {
     ) -> Option<Bytes> {
         let borrower = self.borrower.as_ref()?;
         let chunk = borrower.wait_for(location, place).await?;
-        match borrower.read(chunk, offset, length, keep).await? {
+        match waits::on(|| What::Disk, borrower.read(chunk, offset, length, keep)).await? {
             Ok(bytes) => {
                 counters.read_here(length);
                 Some(bytes)

@@ -32,7 +32,8 @@ pub struct ClientConfig {
     /// Most bytes that are written and not sent yet, of all volumes together; 0 sends each write at once.
     pub write_buffer_bytes: usize,
     /// Whether changes of names in directories that only this mount works in are made here, and told to the region a few milliseconds later. Until
-    /// fsync, of the file or the directory, a crash of this host may lose them, as on a local filesystem.
+    /// fsync, of the file or the directory, a crash of this host may lose them, as on a local filesystem. And whether locks of files that nobody else has open
+    /// are given here: the region hears of them when somebody else wants one.
     pub delegate: bool,
     /// Whether everything is read at the volume's home, wherever that is, and nothing from this host's region's replica of it.
     pub strong: bool,

@@ -20,6 +20,11 @@ use crate::escrow::Accounts;
 use crate::packets::WHOLE_BYTES;
 use crate::settings::Settings;
 
+mod cut;
+
+pub(crate) use cut::Agreed;
+use cut::Cut;
+
 /// Bytes sent with one change at most. The next change's bytes begin to be sent once these are flushed.
 pub(crate) const BATCH_BYTES: usize = 16 << 20;
 /// So many bytes that wait are sent before they are old.
@@ -227,6 +232,9 @@ pub(crate) struct Dirty {
     cover: (Accounts, u64),
     /// Bytes that reached the region since the escrow was settled.
     arrived: u64,
+    /// Changes of the size that are under way, and how many there have been.
+    cuts: Vec<Cut>,
+    cuts_begun: u64,
 }
 
 impl Dirty {
@@ -383,18 +391,6 @@ impl Dirty {
         (self.waiting, self.sending, self.since) = (Layer::default(), Layer::default(), None);
         self.refused = None;
         bytes
-    }
-
-    /// Gives up the bytes at an offset and behind, where the file is about to be cut. For whoever would send them, so that nobody else does.
-    pub fn cut(&mut self, size: u64) {
-        self.put_back();
-        self.waiting.parts.cut(size);
-        if self.waiting.parts.bytes == 0 {
-            self.refused = None;
-        }
-        if self.is_clean() {
-            self.since = None;
-        }
     }
 
     /// Gives up the bytes, and keeps the attributes that were set over them, to be sent alone. Answers how many bytes that were: none, and
@@ -571,24 +567,6 @@ mod tests {
         assert_eq!((left.mode, left.uid, dirty.taken_written_ns()), (Some(0o600), Some(7), 0));
         assert_eq!(dirty.discard_bytes(), 0, "nothing but attributes");
         assert!(!dirty.is_clean());
-    }
-
-    #[test]
-    fn a_cut_takes_what_lies_behind_it_and_no_more() {
-        let (mut dirty, now) = (Dirty::default(), Instant::now());
-        dirty.put(0, Bytes::from_static(b"0123456789"), now, 1);
-        assert!(dirty.take());
-        dirty.put(8, Bytes::from_static(b"abcd"), now, 2);
-        dirty.put(20, Bytes::from_static(b"x"), now, 3);
-        dirty.cut(9);
-        assert_eq!((dirty.data_bytes(), dirty.bytes()), (9, 9));
-        assert_eq!(dirty.read(0, 9).as_deref(), Some(&b"01234567a"[..]));
-        assert_eq!(
-            dirty.over(7, 30),
-            (vec![(7, Bytes::from_static(b"7")), (8, Bytes::from_static(b"a"))], 9)
-        );
-        dirty.cut(0);
-        assert!(dirty.is_clean() && dirty.since.is_none());
     }
 
     /// What is held is counted by what can be read, and what memory is held by allocations: the two mustn't part.

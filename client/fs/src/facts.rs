@@ -11,7 +11,7 @@
 //!
 //! How an answer is taken in is in `digest`; what is changed without one, because this session has it alone, in `alone`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -36,6 +36,9 @@ use listing::Listing;
 
 /// Subtracted from what is left of the lease before somebody else counts it: he starts later than we did.
 const MARGIN: Duration = Duration::from_millis(100);
+
+/// Inodes whose locks are promised, that are remembered at once.
+const LOCKS_MAX: usize = 1 << 16;
 
 /// Where the holds of a replica's facts begin.
 const HOLDS_OF_REPLICA: u64 = 1 << 62;
@@ -91,6 +94,8 @@ pub(crate) struct Facts {
     inodes: Cache<u64, InodeFact>,
     entries: Cache<(u64, Bytes), Option<u64>>,
     listings: Cache<u64, Arc<Mutex<Listing>>>,
+    /// Inodes whose locks this session gives by itself.
+    locks: Mutex<BTreeSet<u64>>,
     /// Of a replica: those of the home, whose lease these don't outlast.
     home: Option<Arc<Facts>>,
 }
@@ -164,6 +169,7 @@ impl Facts {
             inodes,
             entries,
             listings,
+            locks: Mutex::default(),
             home: None,
         }
     }
@@ -225,7 +231,22 @@ impl Facts {
             self.inodes.invalidate_all();
             self.entries.invalidate_all();
             self.listings.invalidate_all();
+            self.forget_locks();
         });
+    }
+
+    fn locks<T>(&self, f: impl FnOnce(&mut BTreeSet<u64>) -> T) -> T {
+        f(&mut self.locks.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// No inode's locks are this session's to give any more.
+    pub fn forget_locks(&self) {
+        self.locks(|locks| locks.clear());
+    }
+
+    /// Whether an inode's locks are this session's to give, at this moment.
+    pub fn has_locks(&self, inode: u64) -> bool {
+        !self.left().is_zero() && self.locks(|locks| locks.contains(&inode))
     }
 
     /// A recall: true if the fact was known here.
@@ -280,6 +301,7 @@ impl Facts {
                 }
             }
             Fact::Directory(directory) => self.listings.invalidate(&directory.0),
+            Fact::Locks(inode) => drop(self.locks(|locks| locks.remove(&inode.0))),
         }
     }
 

@@ -17,7 +17,7 @@ use mooseng_wire::chunk::{Append, ChunkStat, Read, StatChunk};
 use mooseng_wire::founding::Founding;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
-use mooseng_wire::fs::{Attr, Created, Extent, FileKind, FsReply, extent};
+use mooseng_wire::fs::{Attr, Created, Extent, FileKind, FsReply, LockState, extent};
 use mooseng_wire::method::Method;
 use mooseng_wire::session::{
     CloseSession, Fact, FactKind, Granted, OpenSession, Renew, Renewed, Request, Response, SessionClosed,
@@ -80,6 +80,10 @@ pub struct State {
     pub exclusive: bool,
     /// And directories alone: it takes what is told of what was made there.
     pub alone: bool,
+    /// And inodes' locks, of which none is on record, where nobody else has the file open.
+    pub locks_alone: bool,
+    /// The inodes of which sessions said last, when they were taken up again, that they have given locks by themselves.
+    pub locks_claimed: Vec<u64>,
     /// The id of the next inode, where the client gives it.
     given_id: Option<u64>,
     /// Volumes besides the root, and which master leads where each is at home.
@@ -94,6 +98,8 @@ pub struct State {
     pub locks: FakeLocks,
     /// Written data is refused with this error number.
     pub refuse_writes: Option<i32>,
+    /// Changes of sizes are refused with this error number.
+    pub refuse_sizes: Option<i32>,
     /// Nothing more is taken inline behind the first 64 KiB of a file.
     pub staging_closed: bool,
     /// All users together may have so many bytes.
@@ -407,6 +413,13 @@ impl State {
             Some(Op::HoldFiles(r)) if self.alone => {
                 granted.extend(r.inodes.iter().map(|inode| of(FactKind::Inode, *inode)));
             }
+            Some(Op::HoldLocks(r)) if self.locks_alone && self.open_count(r.inode) < 2 => {
+                if let Some(Reply::Locked(locked)) = &reply.reply
+                    && locked.state() == LockState::Held
+                {
+                    granted.push(of(FactKind::Locks, r.inode));
+                }
+            }
             Some(Op::ReadExtents(r)) if self.alone && self.exclusive => {
                 granted.push(of(FactKind::Inode, r.inode));
             }
@@ -476,6 +489,7 @@ impl State {
     }
 
     fn open_session(&mut self, open: &OpenSession) -> SessionOpened {
+        self.locks_claimed.clone_from(&open.locks_alone);
         let id = if self.sessions.contains_key(&open.session) { open.session } else { self.id() };
         let session =
             self.sessions.entry(id).or_insert_with(|| Session { incarnation: 1, ..Session::default() });
@@ -509,6 +523,7 @@ impl State {
             founding: Founding::tell(self.founding),
             alone: self.alone,
             home_epoch: self.home,
+            locks_alone: self.locks_alone,
             ..SessionOpened::default()
         }
     }

@@ -88,6 +88,21 @@ impl FakeLocks {
                 let came = |held: &Held| held.is_of(r.inode, session, &lock) && held.wait == r.wait;
                 locked(if self.held.iter().any(came) { LockState::Held } else { LockState::Gone })
             }
+            Op::HoldLocks(r) => {
+                let is_free = self.waits.is_empty() && self.held.iter().all(|held| held.inode != r.inode);
+                locked(if is_free { LockState::Held } else { LockState::Gone })
+            }
+            Op::RecordLocks(r) => {
+                let taken = |lock: &LockSpec| self.in_the_way(r.inode, session, lock).is_some();
+                if r.locks.iter().any(taken) {
+                    return Some(Reply::Errno(libc::EAGAIN as u32));
+                }
+                for lock in &r.locks {
+                    self.give_up(r.inode, session, lock);
+                    self.held.push(Held { inode: r.inode, session, wait: 0, lock: *lock });
+                }
+                Some(Reply::Done(Done {}))
+            }
             _ => None,
         }
     }

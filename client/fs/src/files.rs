@@ -12,6 +12,7 @@ use mooseng_wire::fs::{Attr, Caller, Create, FsRequest, GetAttr, Open, SetAttr, 
 use tokio::time::Instant;
 
 use crate::atime;
+use crate::caches::Cache;
 use crate::error::FsError;
 use crate::fs::{FileSystem, daemon};
 use crate::near;
@@ -419,7 +420,9 @@ impl FileSystem {
         }
         // Opening was the permission to read: chmod and unlink don't take it back.
         let caller = Caller { kernel_checked: true, ..caller.clone() };
-        if let Some(bytes) = inner.writer.read(open.inode, offset, length.into()) {
+        let written = inner.writer.read(open.inode, offset, length.into());
+        self.asked(Cache::Written, written.is_some());
+        if let Some(bytes) = written {
             return Ok(bytes);
         }
         // Looked at before the region is asked: what leaves meanwhile is in its answer, or here.

@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use futures::{FutureExt, StreamExt, stream};
 use mooseng_transport::trace;
+use mooseng_wire::fs::Acquire;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
-use mooseng_wire::fs::{Acquire, Attr};
 use tokio::time::Instant;
 
 use crate::buffers::Buffer;
@@ -24,6 +24,7 @@ use crate::error::FsError;
 use crate::fs::daemon;
 use crate::owners::Tenure;
 use crate::read::unexpected;
+use crate::waits::{self, What};
 use crate::writeback::WriteBack;
 
 /// What is older than this is flushed: with a slow flush nothing stays dirty for 5 s.
@@ -111,44 +112,6 @@ impl WriteBack {
         self.buffers.map(|map| map.get(&inode).is_some_and(rests))
     }
 
-    /// [`Self::flush_before`] for a change of the file's size: bytes behind the new end needn't be stored, and those before it come after the cut as well as before
-    /// it where the region has no room for them at present. Answers whether there were such bytes, kept or cut: then [`Self::was_cut`] is to be called.
-    pub async fn flush_before_cut(self: &Arc<Self>, inode: u64, size: u64) -> Result<bool, FsError> {
-        let Err(error) = self.flush_before(inode).await else { return Ok(false) };
-        if !self.is_kept(inode) {
-            return Err(error);
-        }
-        let Some(buffer) = self.buffers.get(inode) else { return Ok(false) };
-        let sender = buffer.sender.lock().await;
-        self.buffers.change(inode, |dirty| dirty.cut(size));
-        drop(sender);
-        self.buffers.give_back(inode, buffer);
-        Ok(true)
-    }
-
-    /// The size was changed beneath what is kept, or that failed.
-    pub fn was_cut(&self, inode: u64, outcome: Result<&Attr, &FsError>) {
-        match outcome {
-            // After a lapse it is by these that another host's change is told from ours.
-            Ok(attr) => self.buffers.change(inode, |dirty| {
-                if !dirty.is_clean() {
-                    dirty.base = Some(*attr);
-                }
-            }),
-            Err(error) => {
-                tracing::error!(
-                    inode,
-                    %error,
-                    "written data couldn't be stored, and what lay behind a truncation that failed as well is given up; the next fsync of the file reports it"
-                );
-                self.opens.failed(inode, error.errno());
-                // As with all that is given up: the kernel has the bytes in its pages still.
-                let recalls = self.recalls.clone();
-                self.region.spawn(async move { recalls.forget(inode).await });
-            }
-        }
-    }
-
     /// Others may need the file, who don't have the region take it back first: what it has no room for is tried once more, and then given up.
     pub async fn give_up_kept(self: &Arc<Self>, inode: u64) {
         if self.is_kept(inode)
@@ -184,7 +147,7 @@ impl WriteBack {
 
     async fn flush_on(&self, inode: u64, give_up: bool) -> Result<(), FsError> {
         let Some(buffer) = self.buffers.get(inode) else { return Ok(()) };
-        let sender = buffer.sender.lock().await;
+        let sender = waits::on(|| What::Sender, buffer.sender.lock()).await;
         let mut gone = false;
         let outcome = self.flush_as_sender(inode, &buffer, give_up, &mut gone).await;
         drop(sender);
@@ -205,6 +168,11 @@ impl WriteBack {
         give_up: bool,
         gone: &mut bool,
     ) -> Result<(), FsError> {
+        if give_up {
+            *gone |= self.buffers.change(inode, Dirty::give_up_for_cut) > 0;
+        } else if let Some(errno) = buffer.dirty(|dirty| dirty.held_for_cut()) {
+            return Err(FsError::Answered(errno));
+        }
         let mut lapses = 0;
         // Why the data couldn't be stored over which the attributes were set that are sent now.
         let mut lost = None;
@@ -383,7 +351,8 @@ impl WriteBack {
         tracing::error!(inode, bytes, %error, "written data couldn't be stored and is given up; the next fsync of each open handle reports it, or else of the next one that is opened");
     }
 
-    fn note_loss(&self, inode: u64, error: &FsError) {
+    /// Each open handle's next fsync is to say so, or that of whoever opens the file next.
+    pub fn note_loss(&self, inode: u64, error: &FsError) {
         self.opens.failed(inode, error.errno());
         if let Some(open) = self.opens.get(inode) {
             open.share_for(THROUGH_FOR);

@@ -19,7 +19,9 @@ use crate::acls::{self, Acls};
 use crate::alone::Eager;
 use crate::append::Appenders;
 use crate::atime::Touches;
+use crate::caches::Cache;
 use crate::chunkservers::Chunkservers;
+use crate::cutting::Cutting;
 use crate::error::FsError;
 use crate::facts::{Facts, Invalidate, Validity};
 use crate::files::{HandleId, Handles};
@@ -137,6 +139,7 @@ impl FileSystem {
         {
             return Ok(known);
         }
+        self.asked(Cache::Entries, false);
         if caller.kernel_checked {
             self.look_ahead(parent);
         }
@@ -183,10 +186,24 @@ impl FileSystem {
     pub fn known_entry(&self, parent: u64, name: &[u8]) -> Option<Option<Attr>> {
         // A name that can't exist isn't merely absent: whoever asks is told why.
         let name = checked(name).ok()?;
-        match self.inner.session.known_entry(parent, &name)? {
-            Some(inode) => Some(Some(self.known_attr(inode)?)),
-            None => Some(None),
-        }
+        let known = match self.inner.session.known_entry(parent, &name)? {
+            Some(inode) => Some(self.known_attr(inode)?),
+            None => None,
+        };
+        self.asked(Cache::Entries, true);
+        Some(known)
+    }
+
+    /// A cache was asked for something that it has, or not.
+    pub(crate) fn asked(&self, cache: Cache, has: bool) {
+        self.inner.region.counters.caches.asked(cache, has);
+    }
+
+    /// [`Self::known_attr`] for somebody who asks for just that, and then [`Self::getattr`] where it isn't known.
+    pub fn attr_at_once(&self, inode: u64) -> Option<Attr> {
+        let known = self.known_attr(inode)?;
+        self.asked(Cache::Attributes, true);
+        Some(known)
     }
 
     /// What is promised of an inode, without asking anybody.
@@ -211,9 +228,10 @@ impl FileSystem {
 
     /// An inode's attributes.
     pub async fn getattr(&self, caller: &Caller, inode: u64) -> Result<Attr, FsError> {
-        if let Some(attr) = self.known_attr(inode) {
+        if let Some(attr) = self.attr_at_once(inode) {
             return Ok(attr);
         }
+        self.asked(Cache::Attributes, false);
         let attr = self.attr_read(caller, "getattr", Op::GetAttr(GetAttr { inode })).await?;
         self.newest(attr).await
     }
@@ -268,21 +286,25 @@ impl FileSystem {
             return Ok(attr);
         }
         // What was written before comes before: a truncation cuts it, times that are set stay.
-        let is_cut = self.flush_before_setting(&change).await?;
+        let cutting = self.flush_before_setting(&change).await?;
         let set = self.attr_change(caller, "setattr", Op::SetAttr(change)).await;
-        if is_cut {
-            self.inner.writer.was_cut(change.inode, set.as_ref());
-        }
-        set
+        self.was_set(cutting, set)
     }
 
-    /// Whether bytes are kept, or were cut, for which the region has no room: [`crate::writeback::WriteBack::was_cut`] hears what becomes of the change.
-    async fn flush_before_setting(&self, change: &SetAttr) -> Result<bool, FsError> {
+    /// Where bytes are kept for which the region has no room, and the size is changed: what [`Self::was_set`] tells of the change.
+    async fn flush_before_setting(&self, change: &SetAttr) -> Result<Option<Cutting>, FsError> {
         let writer = &self.inner.writer;
         match change.size {
-            Some(size) => writer.flush_before_cut(change.inode, size).await,
-            None => writer.flush_before(change.inode).await.map(|()| false),
+            Some(size) => writer.flush_before_cut(change, size).await,
+            None => writer.flush_before(change.inode).await.map(|()| None),
         }
+    }
+
+    /// Attributes were set, or that failed; answers them as they are shown.
+    fn was_set(&self, cutting: Option<Cutting>, set: Result<Attr, FsError>) -> Result<Attr, FsError> {
+        let Some(cutting) = cutting else { return set };
+        cutting.ended(set.as_ref());
+        set.map(|attr| self.shown(attr))
     }
 
     /// Changes the size, among others, through an open handle: under its locks, if it has any.
@@ -295,14 +317,11 @@ impl FileSystem {
         let Some(tenure) = self.guard(handle)? else { return self.setattr(caller, change).await };
         self.paced(0).await?;
         self.inner.region.behind_abandoned("setattr", &[change.inode]).await?;
-        let is_cut = self.flush_before_setting(&change).await?;
+        let cutting = self.flush_before_setting(&change).await?;
         // Not in the session's next life, in which somebody else may have the lock.
         let within = tenure.under_locks();
         let done = self.inner.region.change_in_life(caller, Op::SetAttr(change), within).await;
-        let set = done.and_then(|reply| self.attr_of("setattr", reply));
-        if is_cut {
-            self.inner.writer.was_cut(change.inode, set.as_ref());
-        }
+        let set = self.was_set(cutting, done.and_then(|reply| self.attr_of("setattr", reply)));
         self.still_guarded(handle, Some(tenure))?;
         self.changed_durably(change.inode, set?).await
     }
@@ -482,8 +501,10 @@ impl FileSystem {
             && let Some((entries, end)) =
                 self.inner.session.known_listing(inode, cookie, entries_max as usize)
         {
+            self.asked(Cache::Lists, true);
             return Ok(DirPage { entries, end });
         }
+        self.asked(Cache::Lists, false);
         self.read_dir(caller, ReadDir { inode, cookie, entries_max, plus: false }).await
     }
 

@@ -1,6 +1,7 @@
 //! Which ranges of an inode an owner holds, as far as the region has said so.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 /// A range that is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +28,36 @@ impl Held {
     /// Whether nothing is held.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// How many ranges are held.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The first that stands in the way of a lock on that range, with what touches it and is held in the same way.
+    pub fn in_the_way(&self, range: (u64, u64), exclusive: bool) -> Option<Part> {
+        let conflicts = |part: &Part| exclusive || part.level.is_some_and(|level| level.exclusive);
+        let found = self.overlapping(range).into_iter().find(conflicts)?;
+        Some(self.joined(found))
+    }
+
+    fn joined(&self, part: Part) -> Part {
+        let same = |level: &Level| part.level.is_some_and(|own| own.exclusive == level.exclusive);
+        let Part { mut start, mut end, level } = part;
+        for (from, (until, level)) in self.0.range(..part.start).rev() {
+            if !same(level) || until.checked_add(1) != Some(start) {
+                break;
+            }
+            start = *from;
+        }
+        for (from, (until, level)) in self.0.range((Bound::Excluded(part.start), Bound::Unbounded)) {
+            if !same(level) || end.checked_add(1) != Some(*from) {
+                break;
+            }
+            end = *until;
+        }
+        Part { start, end, level }
     }
 
     /// All that is held: first bytes, last bytes, and how.
@@ -110,5 +141,25 @@ mod tests {
         assert!(held.is_empty());
         held.take((0, u64::MAX), EXCLUSIVE);
         assert_eq!(parts(&held, 0, u64::MAX), [(0, u64::MAX, Some(true))]);
+    }
+
+    #[test]
+    fn what_is_in_the_way_is_told_with_what_touches_it() {
+        let mut held = Held::default();
+        held.take((0, 9), SHARED);
+        held.take((10, 19), Level { pid: 7, ..SHARED });
+        held.take((20, 29), EXCLUSIVE);
+        held.take((31, 39), EXCLUSIVE);
+        held.take((u64::MAX, u64::MAX), EXCLUSIVE);
+        assert_eq!(held.len(), 5);
+        let found = |start: u64, end: u64, exclusive: bool| {
+            let found = held.in_the_way((start, end), exclusive);
+            found.map(|part| (part.start, part.end, part.level.is_some_and(|level| level.exclusive)))
+        };
+        assert_eq!(found(5, 15, false), None, "readers beside readers");
+        assert_eq!(found(12, 15, true), Some((0, 19, false)));
+        assert_eq!(found(5, 40, false), Some((20, 29, true)), "of another level, and with a gap behind it");
+        assert_eq!(found(30, 30, true), None);
+        assert_eq!(found(40, u64::MAX, false), Some((u64::MAX, u64::MAX, true)));
     }
 }

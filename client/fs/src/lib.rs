@@ -6,15 +6,15 @@
 //!    |-- Region (region)  numbers, retries, exactly-once --> Session (session)  leader, lease, failover
 //!    |      \-- Near (near, near_promises, near_stream)  the replica in this host's region, read under its promises
 //!    |-- Reader (read, plan, cache)   extents -> inline data, chunk runs
-//!    |-- WriteBack (writeback, buffers, dirty, full, flush, send, pieces) buffers under the exclusive promise, or through
+//!    |-- WriteBack (writeback, buffers, dirty, full, flush, cutting, send, pieces) buffers under the exclusive promise, or through
 //!    |-- Appenders (append)           one open chunk for an inode, replaced when a chunkserver fails
 //!    |      \------ Chunkservers (chunkservers)  which replica, hedging, CRC
 //!    |                 \-- Borrower (borrow, shelf)  files that chunkservers on this host lent
 //!    |-- Names made alone (alone, journal, telling) under directories that this session has to itself
 //!    |-- Ranges (ranges)               holes, sizes and copies that the region makes
-//!    |-- Locks (locks, owners, held, grants) who may hold what; waits, and what a lapse takes
+//!    |-- Locks (locks, owners, held, grants) who may hold what; waits, what a lapse takes, and what is given without the region
 //!    |-- Opens (opens), Touches (atime)
-//!    \-- Peers (peers)  the port to other daemons, over mooseng_transport
+//!    \-- Peers (peers)  the port to other daemons, over mooseng_transport; waits notes whose answers are waited for
 //! ```
 //! Pure parts: [`retry`], `window`, `plan`, the relatime rule in `atime`.
 //!
@@ -28,8 +28,10 @@ mod atime;
 mod borrow;
 mod buffers;
 mod cache;
+mod caches;
 mod chunkservers;
 mod config;
+mod cutting;
 mod dirty;
 mod error;
 mod escrow;
@@ -70,14 +72,17 @@ mod send;
 mod session;
 mod settings;
 mod shelf;
+mod slots;
 mod staleness;
 mod status;
 mod telling;
 mod tree;
+pub mod waits;
 mod window;
 mod writeback;
 
 pub use acls::is_acl;
+pub use caches::CacheCounts;
 pub use config::ClientConfig;
 pub use error::FsError;
 pub use facts::{Invalidate, Validity};
@@ -88,5 +93,6 @@ pub use locks::{LockRequest, LockWait};
 pub use mooseng_wire::fs::{
     Attr, Caller, Description, DirEntry, DirPage, FileKind, FsStat, LockKind, LockSpec, SeekWhence, SetAttr,
 };
+pub use slots::{Slot, Slots};
 pub use status::{ChunkserverStatus, FsStatus, Latency};
 pub use tree::{Found, Tree, VOLUMES_MAX};

@@ -38,6 +38,7 @@ use crate::recalls::Recalls;
 use crate::region::{Region, send_closes};
 use crate::session::Session;
 use crate::telling;
+use crate::waits::Watched;
 use crate::writeback::WriteBack;
 
 /// A volume besides the root may keep so small a part of the bytes of facts that the root may.
@@ -119,6 +120,7 @@ impl FileSystem {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, FsError> {
         config.validate().map_err(FsError::Invalid)?;
+        let peers: Arc<dyn Peers> = Arc::new(Watched(peers));
         let common = Common::new(&config, peers.clone());
         Ok(Self::begin(config, peers, clock, common))
     }

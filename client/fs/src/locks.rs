@@ -9,7 +9,8 @@
 //! any more is undone before the owner's next request. A tenure that is over has lost its locks: operations on handles through which they
 //! were taken fail until their owner gives the locks up or closes.
 //!
-//! How they are given up, and how what isn't wanted is undone, is in `giving_up`.
+//! How they are given up, and how what isn't wanted is undone, is in `giving_up`; that locks of files which nobody else has open are given here, without the
+//! region, and how they come to be on record there, in `alone`.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -27,8 +28,10 @@ use crate::held::{Held, Level};
 use crate::owners::{Key, Owner, Tenure, is_lost};
 use crate::read::unexpected;
 
+mod alone;
 mod giving_up;
 
+pub(crate) use alone::{close_for_recall, reopen};
 pub(crate) use giving_up::keep;
 
 /// Waits of one mount at once.
@@ -74,10 +77,10 @@ impl LockRequest {
         self.kind == LockKind::File || (self.start == 0 && self.end >= LAST_BYTE)
     }
     /// What the region takes it for.
-    fn range(&self) -> (u64, u64) {
+    pub(crate) fn range(&self) -> (u64, u64) {
         if self.kind == LockKind::File { (0, u64::MAX) } else { (self.start, self.end) }
     }
-    fn level(&self) -> Level {
+    pub(crate) fn level(&self) -> Level {
         Level { exclusive: self.exclusive, pid: self.pid }
     }
 }
@@ -241,6 +244,9 @@ impl FileSystem {
 
     /// A lock that was taken isn't wanted: the owner has what it had before. The caller has the owner's order.
     async fn take_back(&self, key: Key, owner: &Owner, request: &LockRequest, before: Held) {
+        if self.take_back_here(key, owner, request, &before).await {
+            return;
+        }
         owner.state(|state| state.held = before);
         self.undo(key, owner, request).await;
     }
@@ -334,7 +340,7 @@ impl FileSystem {
         }
     }
 
-    /// Asks for the lock once, in that tenure or not at all. The caller has the owner's order.
+    /// Gives the lock here, or asks the region for it once, in that tenure or not at all. The caller has the owner's order.
     async fn attempt(
         &self,
         key: Key,
@@ -348,16 +354,27 @@ impl FileSystem {
             return Came::Refused(FsError::LockLost(key.0));
         }
         let held_before = owner.state(|state| state.held_in.is_some());
-        inner.locks.note(key, owner, request.handle, tenure);
-        let op = Op::Lock(Lock { inode: key.0, lock: Some(request.spec()), wait });
-        let within = tenure.for_locks();
         let refused = |error| {
             if !held_before {
                 inner.locks.clear(key, owner);
             }
             Came::Refused(error)
         };
-        let answered = inner.region.change_in_life(&daemon(), op, within).await;
+        let answered = match self.give_here(key, owner, request, wait != 0, tenure).await {
+            // What the owner had is lost, or is the next home's, since this was looked at first.
+            None if held_before && is_lost(owner, tenure) => return Came::Refused(FsError::LockLost(key.0)),
+            None => {
+                let op = Op::Lock(Lock { inode: key.0, lock: Some(request.spec()), wait });
+                inner.region.change_in_life(&daemon(), op, tenure.for_locks()).await
+            }
+            Some(Err(error)) => return Came::Refused(error),
+            Some(Ok(before)) if inner.session.tenure() == tenure => return Came::Held(before),
+            // It has ended before anybody heard of it.
+            Some(Ok(before)) => {
+                owner.state(|state| state.held = before);
+                Err(FsError::Lapsed)
+            }
+        };
         let is_held = matches!(&answered, Ok(Reply::Locked(locked)) if locked.state() == LockState::Held);
         let answered = match is_held.then(|| self.taken(owner, request, tenure)) {
             Some(Some(before)) => return Came::Held(before),
@@ -430,6 +447,9 @@ impl FileSystem {
     /// Who is in the way of a lock, if anybody.
     pub async fn test_lock(&self, request: LockRequest) -> Result<Option<LockSpec>, FsError> {
         let inode = self.inode_of(request.handle)?;
+        if let Some(found) = self.test_here((inode, request.kind, request.owner), &request).await {
+            return Ok(found);
+        }
         let op = Op::TestLock(TestLock { inode, lock: Some(request.spec()) });
         match self.inner.region.read(&daemon(), op).await? {
             Reply::LockHolder(holder) => Ok(holder.lock),

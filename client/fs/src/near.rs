@@ -5,7 +5,7 @@
 //! replica that isn't there yet, or lacks a chunk, or isn't reached, sends the read to the home. While nobody finds that, replicas of other regions are
 //! asked, too, the nearest first.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -30,6 +30,7 @@ use crate::near_stream::{At, Stream};
 use crate::peers::{Failure, Peers};
 use crate::recalls::Recalls;
 
+mod afar;
 mod ways;
 
 use ways::Ways;
@@ -38,8 +39,6 @@ use ways::Ways;
 const ANSWER_WITHIN: Duration = Duration::from_millis(500);
 /// A region whose masters weren't reached is left alone so long.
 const REST: Duration = Duration::from_secs(1);
-/// Masters of other regions that one read asks.
-const AFAR_MAX: usize = 8;
 
 #[derive(Debug, Default)]
 pub(crate) struct State {
@@ -343,75 +342,6 @@ impl Near {
         state.leader = None;
         state.resting_until = Some(Instant::now() + REST);
         None
-    }
-
-    /// Asks other regions, as long as no home is found. Nothing is promised by these.
-    async fn read_afar(&self, peers: &dyn Peers, request: &FsRequest) -> Option<(Reply, Option<Duration>)> {
-        let (seen, mut candidates) = {
-            let state = self.state();
-            let rests = state.afar_resting_until.is_some_and(|until| Instant::now() < until);
-            if state.afar.is_empty() || rests {
-                return None;
-            }
-            (state.seen, VecDeque::from(state.afar.clone()))
-        };
-        let near_read = NearRead {
-            op: Some(request.clone()),
-            at_least: Some(Place { epoch: seen.0, version: seen.1 }),
-            seat: None,
-            volume: self.volume.0.into(),
-        };
-        let body = Bytes::from(near_read.encode_to_vec());
-        let (mut tried, mut is_one_there): (Vec<String>, bool) = (Vec::new(), false);
-        while tried.len() < AFAR_MAX {
-            let Some(address) = candidates.pop_front() else { break };
-            if tried.contains(&address) {
-                continue;
-            }
-            let flight = self.facts.begin();
-            let call = peers.call(
-                Role::Master,
-                &address,
-                Method::NearRead,
-                body.clone(),
-                Bytes::new(),
-                ANSWER_WITHIN,
-            );
-            match call.await {
-                Ok(answered) => {
-                    let reply = NearReply::decode(answered.body).ok()?;
-                    let age = reply.behind_us.map(Duration::from_micros);
-                    self.answered_afar(&address);
-                    let taken = self.take(peers, request, reply, (&flight, None), seen).await;
-                    return taken.map(|reply| (reply, age));
-                }
-                Err(Failure::Refused(refusal)) if refusal.code() == ErrorCode::NotLeader => {
-                    if !refusal.leader.is_empty() {
-                        candidates.push_front(refusal.leader);
-                    }
-                }
-                // Its region has no replica, or not what is asked for: another one may.
-                Err(Failure::Refused(_)) => is_one_there = true,
-                Err(Failure::NotSent(_) | Failure::Lost | Failure::Timeout) => {
-                    self.ways(|ways| ways.lost(&address));
-                }
-            }
-            tried.push(address);
-        }
-        if !is_one_there {
-            self.state().afar_resting_until = Some(Instant::now() + REST);
-        }
-        None
-    }
-
-    /// It is asked first the next time.
-    fn answered_afar(&self, address: &str) {
-        let mut state = self.state();
-        // No home was found yet.
-        if !state.afar.is_empty() {
-            state.afar.retain(|known| known != address);
-            state.afar.insert(0, address.to_owned());
-        }
     }
 
     /// This master leads. One that another session is of isn't the leader any more.

@@ -42,6 +42,8 @@ pub(crate) struct OpenInodeState {
 struct Writing {
     /// Until then writes go through without asking for the inode exclusively.
     shared_until: Option<Instant>,
+    /// Until then locks are the region's to give.
+    locks_shared_until: Option<Instant>,
     /// Until then small data goes to chunks, too: the region has as much of it inline as it may.
     chunks_until: Option<Instant>,
     /// Failed write-backs so far, and the last one's error number.
@@ -83,6 +85,13 @@ impl OpenInodeState {
     }
     pub fn share_for(&self, time: Duration) {
         self.writing(|w| w.shared_until = Some(Instant::now() + time));
+    }
+    /// Whether others locked it, too, or had it open, a moment ago.
+    pub fn shares_locks(&self) -> bool {
+        self.writing(|w| w.locks_shared_until.is_some_and(|until| Instant::now() < until))
+    }
+    pub fn share_locks_for(&self, time: Duration) {
+        self.writing(|w| w.locks_shared_until = Some(Instant::now() + time));
     }
     /// Whether the region refused small data inline a moment ago.
     pub fn goes_to_chunks(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +14,10 @@ use crate::error::FsError;
 use crate::files::HandleId;
 use crate::fs::FileSystem;
 use crate::held::{Held, Level};
+
+mod here;
+
+pub(crate) use here::{Release, Test, ToRecord, Wish};
 
 /// How long a lock that is in the way of a process waits for the release of a descriptor that was closed before.
 const LEAVING_WAITS: Duration = Duration::from_secs(2);
@@ -151,6 +155,43 @@ impl Owner {
 struct Maps {
     owners: BTreeMap<Key, Arc<Owner>>,
     by_handle: BTreeMap<HandleId, BTreeSet<Key>>,
+    /// Inodes of which all that is held is held here alone: none of it is on record at the region.
+    here: BTreeMap<u64, here::Here>,
+    /// Recalls of inodes' locks that are being answered, by inode: nothing is given here meanwhile.
+    closed: BTreeMap<u64, usize>,
+    /// Inodes whose locks the region is being asked for.
+    asking: BTreeSet<u64>,
+}
+
+impl Maps {
+    /// The owner may hold something, through that handle.
+    fn note(&mut self, key: Key, owner: &Owner, handle: HandleId, tenure: Tenure) {
+        self.by_handle.entry(handle).or_default().insert(key);
+        owner.state(|state| {
+            // What was reclaimed meanwhile stays so.
+            let later = state.held_in.filter(|held| held.life == tenure.life && held.home > tenure.home);
+            state.held_in = Some(later.unwrap_or(tenure));
+            state.handles.insert(handle);
+        });
+    }
+
+    /// The owner holds nothing.
+    fn clear(&mut self, key: Key, owner: &Owner) {
+        let handles = owner.state(|state| {
+            (state.held_in, state.lost) = (None, false);
+            state.held = Held::default();
+            std::mem::take(&mut state.handles)
+        });
+        for handle in handles {
+            if let Some(keys) = self.by_handle.get_mut(&handle) {
+                keys.remove(&key);
+                if keys.is_empty() {
+                    self.by_handle.remove(&handle);
+                }
+            }
+        }
+        self.tidy(key.0);
+    }
 }
 
 /// Locks that are asked of a new home, as its session had them under the one before.
@@ -185,6 +226,10 @@ pub(crate) struct Locks {
     /// Inodes of which closed descriptors' locks are being given up, with how many.
     leaving: Mutex<BTreeMap<u64, usize>>,
     gone: Notify,
+    /// Rung when an inode's locks were asked for, or are on record.
+    moved: Notify,
+    /// Locks that were given here.
+    given: AtomicU64,
 }
 
 /// Locks of a closed descriptor are being given up.
@@ -254,34 +299,12 @@ impl Locks {
 
     /// The owner may hold something, through that handle.
     pub fn note(&self, key: Key, owner: &Owner, handle: HandleId, tenure: Tenure) {
-        self.map(|maps| {
-            maps.by_handle.entry(handle).or_default().insert(key);
-            owner.state(|state| {
-                // What was reclaimed meanwhile stays so.
-                let later = state.held_in.filter(|held| held.life == tenure.life && held.home > tenure.home);
-                state.held_in = Some(later.unwrap_or(tenure));
-                state.handles.insert(handle);
-            });
-        });
+        self.map(|maps| maps.note(key, owner, handle, tenure));
     }
 
     /// The owner holds nothing.
     pub fn clear(&self, key: Key, owner: &Owner) {
-        self.map(|maps| {
-            let handles = owner.state(|state| {
-                (state.held_in, state.lost) = (None, false);
-                state.held = Held::default();
-                std::mem::take(&mut state.handles)
-            });
-            for handle in handles {
-                if let Some(keys) = maps.by_handle.get_mut(&handle) {
-                    keys.remove(&key);
-                    if keys.is_empty() {
-                        maps.by_handle.remove(&handle);
-                    }
-                }
-            }
-        });
+        self.map(|maps| maps.clear(key, owner));
     }
 
     /// What is held in that tenure, to be reclaimed at the next home.

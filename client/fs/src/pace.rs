@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use crate::FileSystem;
 use crate::error::FsError;
 use crate::region::Region;
+use crate::waits::{self, What};
 
 /// How long after the last answer that said so writers still ask.
 const PACED_FOR: Duration = Duration::from_secs(10);
@@ -126,7 +127,7 @@ impl Pace {
 impl FileSystem {
     /// Where writers of the volume wait for other regions, this one does, with so many bytes to write.
     pub(crate) async fn paced(&self, bytes: u64) -> Result<(), FsError> {
-        self.inner.session.pace.wait(&self.inner.region, bytes).await
+        waits::on(|| What::Lag, self.inner.session.pace.wait(&self.inner.region, bytes)).await
     }
 
     /// Whether writers of the volume wait for other regions, or did a moment ago.

@@ -19,12 +19,14 @@ use tokio::time::Instant;
 
 use crate::borrow::Lent;
 use crate::cache::{BLOCK, BlockCache, Part};
+use crate::caches::Cache;
 use crate::chunkservers::{Chunkservers, ticket_expires_ms};
 use crate::error::FsError;
 use crate::neighbours::Neighbours;
 use crate::plan::{Piece, Source, pieces};
 use crate::region::Region;
 use crate::retry::Backoff;
+use crate::waits::{self, What};
 
 /// Chunk reads at once for one call.
 const PARALLEL: usize = 8;
@@ -189,7 +191,7 @@ impl Reader {
                 return Err(FsError::Data { inode, what: "read", after: patience, last });
             }
             tracing::debug!(inode, offset, length, error = %last, "a read failed on every replica; trying again");
-            tokio::time::sleep(pause).await;
+            waits::on(|| What::Pause, tokio::time::sleep(pause)).await;
         }
     }
 
@@ -202,7 +204,9 @@ impl Reader {
         afresh: bool,
     ) -> Result<ExtentMap, FsError> {
         // The places of chunks aren't promised: after a failure they are asked for again.
-        if !afresh && let Some(map) = self.known_extents(inode, offset) {
+        let known = if afresh { None } else { self.known_extents(inode, offset) };
+        self.region.counters.caches.asked(Cache::Extents, known.is_some());
+        if let Some(map) = known {
             return Ok(map);
         }
         match self.region.read(caller, Op::ReadExtents(ReadExtents { inode, offset, length })).await? {
@@ -319,13 +323,15 @@ impl Reader {
         let keep =
             if reach == Reach::InOrder && length >= UNCACHED_MIN { Keep::Nothing } else { Keep::Pages };
         let passing = keep == Keep::Nothing && reads_uncached(&self.chunkservers.lent(place));
-        if let Some(bytes) = self.cache.get(place.chunk, offset, length) {
+        let counters = &self.region.counters;
+        let kept = self.cache.get(place.chunk, offset, length);
+        counters.caches.asked(Cache::Chunks, kept.is_some());
+        if let Some(bytes) = kept {
             if passing {
                 self.cache.passed(place.chunk, offset + length);
             }
             return Ok(bytes);
         }
-        let counters = &self.region.counters;
         // A look at what the kernel has in memory makes it read what it hasn't, beside the read that goes past it.
         if !passing && let Some(bytes) = self.chunkservers.read_at_once(place, offset, length, keep, counters)
         {

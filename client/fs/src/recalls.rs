@@ -1,4 +1,4 @@
-//! What a recall sets in motion here: what was written to mappings is buffered, buffers are sent, then the kernel forgets.
+//! What a recall sets in motion here: what was written to mappings is buffered, buffers are sent, then the kernel forgets; locks that were given here are recorded.
 
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use mooseng_wire::fact::{Fact, Level};
 
 use crate::facts::{Invalidate, Recalled};
+use crate::locks;
 use crate::writeback::WriteBack;
 
 /// Acts on recalls.
@@ -42,6 +43,8 @@ impl Recalls {
             Fact::Inode(inode) => kernel.inode(inode.0).await,
             Fact::Directory(directory) => kernel.directory(directory.0).await,
             Fact::Entry(directory, name) => kernel.entry(directory.0, name).await,
+            // A kernel that asks for each lock shows none.
+            Fact::Locks(_) => {}
         }
     }
 
@@ -72,12 +75,20 @@ impl Recalls {
 #[async_trait]
 impl Recalled for Recalls {
     fn has_buffered(&self, fact: &Fact) -> bool {
-        let Fact::Inode(inode) = fact else { return false };
+        let inode = match fact {
+            Fact::Inode(inode) => inode,
+            // What was given of them is recorded first.
+            Fact::Locks(_) => return true,
+            Fact::Entry(..) | Fact::Directory(_) => return false,
+        };
         self.writer().is_some_and(|writer| writer.buffers.has(inode.0))
             || self.kernel.get().is_some_and(|kernel| kernel.may_be_mapped(inode.0))
     }
 
     async fn before(&self, fact: &Fact, keep: Option<Level>) {
+        if let (Fact::Locks(inode), Some(writer)) = (fact, self.writer()) {
+            return locks::close_for_recall(&writer, inode.0).await;
+        }
         let Fact::Inode(inode) = fact else { return };
         // What was written to mappings is written ahead of what whoever wants the inode does to it: later, whole pages would lie on top of that. As long as
         // the buffer is open, for these are writes like others. Who only looks at the file sees of a mapping what was msynced, as ever.
@@ -92,8 +103,10 @@ impl Recalled for Recalls {
     }
 
     async fn after(&self, fact: &Fact, keep: Option<Level>) {
-        if let (Fact::Inode(inode), Some(writer)) = (fact, self.writer()) {
-            writer.reopen(inode.0);
+        match (fact, self.writer()) {
+            (Fact::Inode(inode), Some(writer)) => writer.reopen(inode.0),
+            (Fact::Locks(inode), Some(writer)) => locks::reopen(&writer, inode.0),
+            _ => {}
         }
         // What stays promised may still be shown.
         if keep.is_some() {

@@ -31,6 +31,7 @@ use crate::owners::Within;
 use crate::recalls::Recalls;
 use crate::session::Session;
 use crate::status::Counters;
+use crate::waits::{self, What};
 use crate::window::Window;
 
 mod abandoned;
@@ -140,7 +141,7 @@ impl Region {
             if near && let Some(reply) = self.near_in_time(op, &flight.request).await {
                 return Ok(Some(reply));
             }
-            self.session.journal.enter(op).await;
+            waits::on(|| What::Earlier, self.session.journal.enter(op)).await;
             Ok(None)
         });
         let reply = match answered.await {
@@ -157,7 +158,7 @@ impl Region {
     /// else is in the answer (what a name stands for, what a list names) is known afterwards.
     async fn near_in_time(&self, op: &Op, request: &FsRequest) -> Option<Reply> {
         let journal = &self.session.journal;
-        let told = journal.enter_near(op).await;
+        let told = waits::on(|| What::Earlier, journal.enter_near(op)).await;
         let reply = self.near(request).await?;
         let is_older = told.is_some_and(|told| journal.overtakes(told, facts::attrs_of(&reply).keys()));
         (!is_older).then_some(reply)
@@ -237,7 +238,7 @@ impl Region {
             }
             sent
         };
-        let sent = tokio::time::timeout_at(deadline, entering).await;
+        let sent = tokio::time::timeout_at(deadline, waits::on(|| What::Earlier, entering)).await;
         let sent = sent
             .map_err(|_| self.unanswered_error(what, patience, "changes that come first aren't told yet"))?;
         let number = self.begin(what, deadline, patience, urgent).await?;
@@ -282,6 +283,7 @@ impl Region {
             if let Some(number) = self.window(|window| window.begin(urgent)) {
                 return Ok(number);
             }
+            let room = waits::on(|| What::Unanswered, room);
             if tokio::time::timeout_at(deadline, room).await.is_err() {
                 return Err(self.unanswered_error(
                     what,
@@ -402,6 +404,8 @@ fn name(op: &Op) -> &'static str {
         Op::Lock(_) => "lock",
         Op::Unlock(_) => "unlock",
         Op::CancelLock(_) => "cancel_lock",
+        Op::HoldLocks(_) => "hold_locks",
+        Op::RecordLocks(_) => "record_locks",
         Op::SetAttr(_) => "setattr",
         Op::Create(_) => "create",
         Op::Mknod(_) => "mknod",

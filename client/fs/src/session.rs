@@ -93,6 +93,8 @@ struct State {
     squash: Squash,
     /// The custodian takes what is told of what was made alone.
     alone: bool,
+    /// And has sessions give locks by themselves.
+    locks_alone: bool,
     confirmed: u64,
     doubt: Doubt,
     lease_until: Option<BootTime>,
@@ -193,6 +195,7 @@ impl Session {
             read_only: false,
             squash: Squash::None,
             alone: false,
+            locks_alone: false,
             confirmed: 0,
             doubt: Doubt::None,
             lease_until: None,
@@ -337,6 +340,11 @@ impl Session {
     /// Whether the custodian takes what is told of what was made alone.
     pub fn tells_alone(&self) -> bool {
         self.state(|s| s.alone && s.seat.is_some())
+    }
+
+    /// Whether the custodian has sessions give locks by themselves.
+    pub fn knows_locks_alone(&self) -> bool {
+        self.state(|s| s.locks_alone && s.seat.is_some())
     }
 
     pub fn last_error(&self) -> String {

@@ -40,6 +40,11 @@ impl Settings {
         })
     }
 
+    /// The file was modified then, by a change of that time that comes to the region before these do.
+    pub fn modified(mtime_ns: i64, changed_ns: i64) -> Self {
+        Self { mtime_ns: Some(mtime_ns), changed_ns: changed_ns.max(1), ..Self::default() }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.changed_ns == 0
     }

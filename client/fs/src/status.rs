@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::caches::{CacheCounts, Caches};
 use crate::fs::FileSystem;
 
 /// A snapshot of a [`crate::FileSystem`].
@@ -49,6 +50,8 @@ pub struct FsStatus {
     pub untold_lost: u64,
     /// Attributes that the region had otherwise than they were shown.
     pub alone_corrected: u64,
+    /// Locks given without a request, of files that nobody else had open.
+    pub locks_alone: u64,
     /// Attempts that had to be repeated.
     pub retries: u64,
     /// Changes that waited because what no other region has was older than the volume's `lag_max`.
@@ -69,6 +72,8 @@ pub struct FsStatus {
     pub same_host_failures: u64,
     /// Files that are lent now.
     pub lent_files: usize,
+    /// How often caches had what was asked of them, by name.
+    pub caches: BTreeMap<&'static str, CacheCounts>,
     /// Latency by operation.
     pub latencies: BTreeMap<String, Latency>,
     /// Chunkservers that this client has used lately.
@@ -125,7 +130,10 @@ pub struct ChunkserverStatus {
 
 /// Counters behind [`FsStatus`].
 #[derive(Debug, Default)]
-pub(crate) struct Counters(Mutex<Counts>);
+pub(crate) struct Counters {
+    counts: Mutex<Counts>,
+    pub caches: Caches,
+}
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Counts {
@@ -143,7 +151,7 @@ pub(crate) struct Counts {
 
 impl Counters {
     pub fn update(&self, f: impl FnOnce(&mut Counts)) {
-        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        f(&mut self.counts.lock().unwrap_or_else(PoisonError::into_inner));
     }
     pub fn took(&self, operation: &'static str, took: Duration) {
         self.update(|c| c.latencies.entry(operation).or_default().record(took));
@@ -156,7 +164,7 @@ impl Counters {
         });
     }
     pub fn get(&self) -> Counts {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -175,6 +183,7 @@ impl FsStatus {
             (&mut self.tellings, other.tellings),
             (&mut self.untold_lost, other.untold_lost),
             (&mut self.alone_corrected, other.alone_corrected),
+            (&mut self.locks_alone, other.locks_alone),
             (&mut self.retries, other.retries),
             (&mut self.paced, other.paced),
             (&mut self.timeouts, other.timeouts),
@@ -186,6 +195,9 @@ impl FsStatus {
             (&mut self.same_host_failures, other.same_host_failures),
         ] {
             *sum += more;
+        }
+        for (cache, counts) in &other.caches {
+            self.caches.entry(*cache).or_default().add(counts);
         }
         for (operation, latency) in &other.latencies {
             self.latencies.entry(operation.clone()).or_default().add(latency);
@@ -220,6 +232,7 @@ impl FileSystem {
             tellings: alone.tellings,
             untold_lost: alone.lost,
             alone_corrected: alone.corrected,
+            locks_alone: inner.locks.given_here(),
             retries: counts.retries,
             paced: counts.paced,
             timeouts: counts.timeouts,
@@ -230,6 +243,7 @@ impl FileSystem {
             same_host_bytes: counts.same_host_bytes,
             same_host_failures: counts.same_host_failures,
             lent_files: inner.chunkservers.lent_files(),
+            caches: inner.region.counters.caches.counts(),
             latencies: counts
                 .latencies
                 .into_iter()

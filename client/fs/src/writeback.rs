@@ -35,6 +35,7 @@ use crate::read::unexpected;
 use crate::recalls::Recalls;
 use crate::region::Region;
 use crate::settings::Settings;
+use crate::waits::{self, What};
 
 /// A session that wasn't given an inode exclusively doesn't ask again for so long: another one has it open.
 const SHARED_FOR: Duration = Duration::from_secs(1);
@@ -317,6 +318,7 @@ impl WriteBack {
                 return Ok(false);
             }
             self.buffers.inodes().into_iter().for_each(|inode| self.start(inode));
+            let room = waits::on(|| What::Room, room);
             if tokio::time::timeout_at(deadline, room).await.is_err() {
                 let last = "the buffer for written data stays full".to_owned();
                 return Err(FsError::Data { inode, what: "written", after: patience, last });

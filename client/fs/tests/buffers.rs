@@ -1,6 +1,9 @@
 //! Buffered writes against a region in memory that promises every inode exclusively. Time is paused.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+#[path = "buffers/cut.rs"]
+mod cut;
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 

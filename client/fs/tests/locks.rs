@@ -441,3 +441,135 @@ async fn what_somebody_else_has_got_meanwhile_is_lost_and_told() {
     settle().await;
     assert_eq!((held(&region), write(&fs, handle).await), (1, Ok(())));
 }
+
+async fn alone(region: &Arc<FakeRegion>) -> FileSystem {
+    region.with(|s| s.locks_alone = true);
+    connect(region).await
+}
+
+fn executed(region: &FakeRegion) -> u64 {
+    region.with(|s| s.executed)
+}
+
+#[tokio::test(start_paused = true)]
+async fn locks_of_a_file_that_nobody_else_has_open_cost_no_request() {
+    let region = Arc::new(FakeRegion::new());
+    let fs = alone(&region).await;
+    let (one, two) = (open(&fs).await, open(&fs).await);
+    // Once the file's locks are asked for.
+    let before = executed(&region) + 1;
+    fs.lock(range(one, 1, 0, 9)).await.unwrap();
+    assert_eq!(fs.lock(range(two, 2, 9, 20)).await, Err(EAGAIN));
+    fs.lock(shared(range(two, 2, 10, 20))).await.unwrap();
+    let found = fs.test_lock(range(two, 2, 0, 50)).await.unwrap().unwrap();
+    assert_eq!((found.owner, found.start, found.end, found.exclusive, found.pid), (1, 0, 9, true, 1));
+    assert_eq!(fs.test_lock(range(one, 1, 0, 9)).await, Ok(None), "its own");
+    fs.unlock(range(one, 1, 0, 4)).await.unwrap();
+    fs.lock_waiting(range(two, 2, 0, 4)).unwrap().outcome().await.unwrap();
+    assert_eq!(fs.lock(shared(range(one, 1, 4, 4))).await, Err(EAGAIN));
+    // Two that both want to write: the first has lost what it had.
+    let file = |handle, owner| LockRequest { kind: LockKind::File, ..all(handle, owner) };
+    fs.lock(shared(file(one, 5))).await.unwrap();
+    fs.lock(shared(file(two, 6))).await.unwrap();
+    assert_eq!(fs.lock(file(one, 5)).await, Err(EAGAIN));
+    fs.lock(file(two, 6)).await.unwrap();
+    assert_eq!(executed(&region), before);
+    write(&fs, one).await.unwrap();
+    let before = executed(&region);
+    fs.unlock_owner(one, LockKind::Range, 1).await;
+    fs.lock(range(two, 2, 5, 9)).await.unwrap();
+    fs.release(two).await.unwrap();
+    assert_eq!(fs.test_lock(range(one, 1, 0, u64::MAX)).await, Ok(None));
+    assert_eq!((executed(&region), held(&region)), (before, 0));
+    assert_eq!(fs.status().locks_alone, 7);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_lock_that_was_given_here_does_so_at_the_region() {
+    let region = Arc::new(FakeRegion::new());
+    let fs = alone(&region).await;
+    let handle = open(&fs).await;
+    fs.lock(range(handle, 1, 0, 9)).await.unwrap();
+    assert_eq!(held(&region), 0);
+    let mut wait = fs.lock_waiting(range(handle, 2, 5, 6)).unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!((held(&region), region.with(|s| s.locks.waits.len())), (1, 1));
+    assert_eq!(fs.lock(range(handle, 3, 0, 0)).await, Err(EAGAIN));
+    fs.unlock(range(handle, 1, 0, 9)).await.unwrap();
+    assert_eq!(wait.outcome().await, Ok(()));
+    assert_eq!(held(&region), 1);
+    fs.unlock(range(handle, 2, 5, 6)).await.unwrap();
+    // And is given here again, after a while.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    fs.lock(range(handle, 2, 5, 6)).await.unwrap();
+    assert_eq!(held(&region), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_given_here_is_lost_by_a_lapse_like_any_lock() {
+    let region = Arc::new(FakeRegion::new());
+    let fs = alone(&region).await;
+    let (one, two) = (open(&fs).await, open(&fs).await);
+    fs.lock(range(one, 1, 0, 9)).await.unwrap();
+    fs.lock(range(two, 2, 10, 19)).await.unwrap();
+    region.lapse();
+    // Whoever asks the region first hears of it.
+    fs.getattr(&me(), ROOT).await.unwrap();
+    let inode = fs.inode_of(one).unwrap();
+    let lost = || FsError::LockLost(inode);
+    assert_eq!(write(&fs, one).await, Err(lost()));
+    assert_eq!(fs.lock(range(one, 1, 50, 59)).await, Err(lost()));
+    assert_eq!(fs.unlock(range(one, 1, 0, 9)).await, Err(lost()), "once");
+    write(&fs, one).await.unwrap();
+    fs.lock(range(one, 1, 0, 9)).await.unwrap();
+    assert_eq!(write(&fs, two).await, Err(lost()));
+    fs.unlock_owner(two, LockKind::Range, 2).await;
+    write(&fs, two).await.unwrap();
+}
+
+/// A leader that follows is told of what isn't on record, so that nobody else gets it; the next home takes it as records.
+#[tokio::test(start_paused = true)]
+async fn what_was_given_here_outlives_leaders_and_homes() {
+    let region = Arc::new(FakeRegion::new());
+    region.with(|s| s.reclaims = true);
+    let fs = alone(&region).await;
+    let (one, two) = (open(&fs).await, open(&fs).await);
+    let inode = fs.inode_of(one).unwrap();
+    fs.lock(range(one, 1, 0, 9)).await.unwrap();
+    region.elect("m2");
+    fs.getattr(&me(), ROOT).await.unwrap();
+    assert_eq!((region.with(|s| s.locks_claimed.clone()), held(&region)), (vec![inode], 0));
+    write(&fs, one).await.unwrap();
+    assert_eq!(fs.lock(range(two, 2, 9, 9)).await, Err(EAGAIN));
+    region.move_home("m1");
+    write(&fs, one).await.unwrap();
+    assert_eq!(held(&region), 1);
+    assert_eq!(fs.lock(range(two, 2, 9, 9)).await, Err(EAGAIN));
+    fs.unlock(range(one, 1, 0, 9)).await.unwrap();
+    fs.lock(range(two, 2, 9, 9)).await.unwrap();
+    fs.release(two).await.unwrap();
+    settle().await;
+    assert_eq!(held(&region), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn locks_are_the_regions_where_another_session_has_the_file_open_or_nothing_is_delegated() {
+    let region = Arc::new(FakeRegion::new());
+    let (fs, other) = (alone(&region).await, alone(&region).await);
+    let (ours, theirs) = (open(&fs).await, open(&other).await);
+    fs.lock(range(ours, 1, 0, 9)).await.unwrap();
+    assert_eq!(held(&region), 1);
+    assert_eq!(other.lock(range(theirs, 1, 9, 9)).await, Err(EAGAIN));
+    // That it isn't given is known for a while.
+    let before = executed(&region);
+    fs.unlock(range(ours, 1, 0, 9)).await.unwrap();
+    fs.lock(range(ours, 1, 0, 9)).await.unwrap();
+    assert_eq!((executed(&region), held(&region)), (before + 2, 1));
+
+    let config = ClientConfig { masters: region.masters(), delegate: false, ..ClientConfig::default() };
+    let clock = Arc::new(ManualClock::default());
+    let plain = FileSystem::connect_through(config, region.clone(), clock).await.unwrap();
+    let handle = plain.create(&me(), ROOT, b"g", 0o644, libc::O_RDWR).await.unwrap().handle;
+    plain.lock(range(handle, 1, 0, 9)).await.unwrap();
+    assert_eq!((held(&region), plain.status().locks_alone), (2, 0));
+}

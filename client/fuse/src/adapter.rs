@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use fuser::{
@@ -18,7 +18,7 @@ use mooseng_client::{Caller, RenameMode, SeekWhence, SetAttr, WriteMode, WriteOp
 use crate::answers::{Adapter, GONE, are_apart, open_flags, show_attr, uncovered};
 use crate::convert;
 use crate::locks::KernelLock;
-use crate::operations::Operation;
+use crate::operations::{About, Operation};
 use crate::told::How;
 use crate::waiting::groups_of;
 
@@ -74,19 +74,21 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let began = Instant::now();
         let Some((parent, fs)) = self.at(parent) else { return reply.error(GONE) };
         // What is known is answered on this thread: a wake-up costs more than the answer.
         if self.trusts(&fs, req)
             && let Some(found) = self.tree.known(parent, name.as_bytes())
         {
-            self.operations.known(Operation::Lookup);
+            let _known = self.operations.known(Operation::Lookup, began);
             return self.shows().found((parent, name.as_bytes()), found.as_ref(), reply);
         }
         let (tree, caller, name, shows) =
             (self.tree.clone(), self.caller(&fs, req), owned(name), self.shows());
         let asked = name.clone();
         let work = async move { tree.lookup(&caller, parent, &asked).await };
-        self.run(Operation::Lookup, req.pid(), parent, work, move |outcome| match outcome {
+        let about = About::named(parent, &name);
+        self.run(Operation::Lookup, req.pid(), about, work, move |outcome| match outcome {
             Ok(found) => shows.found((parent, &name), found.as_ref(), reply),
             Err(errno) => reply.error(errno),
         });
@@ -97,9 +99,10 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let began = Instant::now();
         let Some((ino, fs)) = self.at(ino) else { return reply.error(GONE) };
-        if let Some(attr) = fs.known_attr(ino) {
-            self.operations.known(Operation::GetAttr);
+        if let Some(attr) = fs.attr_at_once(ino) {
+            let _known = self.operations.known(Operation::GetAttr, began);
             return match uncovered(attr) {
                 Ok(attr) => show_attr(&fs, &self.notifier, &attr, reply),
                 Err(error) => reply.error(Errno::from_i32(error.errno())),
@@ -219,7 +222,7 @@ impl Filesystem for Adapter {
         self.empty(
             Operation::Unlink,
             req,
-            parent,
+            About::named(parent, &name),
             async move { fs.unlink(&caller, parent, &name).await },
             reply,
         );
@@ -232,7 +235,7 @@ impl Filesystem for Adapter {
         self.empty(
             Operation::RemoveDirectory,
             req,
-            parent,
+            About::named(parent, &name),
             async move { fs.rmdir(&caller, parent, &name).await },
             reply,
         );
@@ -277,7 +280,7 @@ impl Filesystem for Adapter {
         self.empty(
             Operation::Rename,
             req,
-            parent,
+            About::named(parent, &name),
             async move { fs.rename(&caller, parent, &name, newparent, &newname, mode).await },
             reply,
         );
@@ -333,7 +336,7 @@ impl Filesystem for Adapter {
         self.run(
             Operation::Create,
             req.pid(),
-            parent,
+            About::named(parent, &name),
             async move {
                 fs.create_as(&caller, || groups_of(caller.pid), (parent, &made), mode & 0o7777, flags).await
             },

@@ -16,7 +16,7 @@ use crate::directories::Directories;
 use crate::kernel::ROOT;
 use crate::lock_kind::LockKinds;
 use crate::notify::Notifier;
-use crate::operations::{Operation, Operations};
+use crate::operations::{About, Operation, Operations};
 use crate::permits::Permits;
 use crate::told::How;
 use crate::waiting::for_process;
@@ -81,19 +81,21 @@ impl Adapter {
         }
     }
 
-    /// Runs a request about an inode. A panic in `work` ends its task only; fuser's reply, dropped, answers EIO.
+    /// Runs a request about an inode, or a name in a directory. A panic in `work` ends its task only; fuser's reply, dropped, answers EIO.
     pub(crate) fn run<T, W>(
         &self,
         operation: Operation,
         pid: u32,
-        inode: u64,
+        about: impl Into<About>,
         work: W,
         answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) where
         T: Send + 'static,
         W: Future<Output = Result<T, FsError>> + Send + 'static,
     {
-        let mut running = self.operations.begin(operation);
+        let about = about.into();
+        let inode = about.inode;
+        let mut running = self.operations.begin(operation, pid, about);
         let volume = InodeId(inode).volume();
         let answers = || {
             let well = |fs: FileSystem| fs.ready().is_ok() && !fs.is_paced();
@@ -106,7 +108,11 @@ impl Adapter {
         };
         let mut task = Box::pin(async move {
             // Each operation is a trace of its own: its id stands in the debug logs of whoever works on it.
-            let outcome = trace::operation(operation.name(), for_process(pid, work), failed).await;
+            let work = async {
+                running.begins();
+                for_process(pid, work).await
+            };
+            let outcome = trace::operation(operation.name(), work, failed).await;
             running.outcome(outcome.is_err());
             answer(outcome.map_err(Errno::from_i32));
             drop((running, permit));
@@ -181,7 +187,8 @@ impl Adapter {
     {
         self.notifier.changing(parent);
         let notifier = self.notifier.clone();
-        self.run(operation, req.pid(), parent, work, move |outcome| match outcome {
+        let about = About::named(parent, &name);
+        self.run(operation, req.pid(), about, work, move |outcome| match outcome {
             Ok(attr) => {
                 let how = How::Made(parent);
                 show_entry(&fs, &notifier, (parent, &name), Some(&attr), how, reply);
@@ -190,11 +197,17 @@ impl Adapter {
         });
     }
 
-    pub(crate) fn empty<W>(&self, operation: Operation, req: &Request, inode: u64, work: W, reply: ReplyEmpty)
-    where
+    pub(crate) fn empty<W>(
+        &self,
+        operation: Operation,
+        req: &Request,
+        about: impl Into<About>,
+        work: W,
+        reply: ReplyEmpty,
+    ) where
         W: Future<Output = Result<(), FsError>> + Send + 'static,
     {
-        self.run(operation, req.pid(), inode, work, move |outcome| match outcome {
+        self.run(operation, req.pid(), about, work, move |outcome| match outcome {
             Ok(()) => reply.ok(),
             Err(errno) => reply.error(errno),
         });

@@ -10,7 +10,7 @@
 //! - `notify` takes back from the kernel what the region recalls, by the messages of `kernel`; `told` knows what it was told, `pages` whose
 //!   pages it has and may keep, `mappings` which of those may be written without a word, and `drops` has it drop them.
 //!
-//! - `operations` counts what the kernel asks for, and `permits` bounds how much of it is under way.
+//! - `operations` counts what the kernel asks for, and knows what of it is under way; `latency` how long it took; `permits` bounds how much is under way.
 //!
 //! The kernel keeps entries, attributes and pages for what is left of the session's lease, as long as the region has promised them; it asks for
 //! attributes before it believes pages of what isn't promised (AUTO_INVAL_DATA). The writeback cache stays off for good.
@@ -22,6 +22,7 @@ mod device;
 mod directories;
 mod drops;
 mod kernel;
+mod latency;
 mod lock_kind;
 mod locks;
 mod mappings;
@@ -35,6 +36,7 @@ mod told;
 mod waiting;
 
 pub use device::MountError;
+pub use latency::{Bucket, Spread};
 pub use mount::{Mount, MountHandle, MountOptions};
-pub use operations::{Figures, Operation, Operations};
+pub use operations::{Asked, Figures, Operation, Operations};
 pub use table::{MountPoint, mounts, unmount};

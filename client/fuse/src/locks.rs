@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use fuser::{Errno, FileHandle, LockOwner, ReplyEmpty, ReplyLock, Request};
+use mooseng_client::waits::{self, What};
 use mooseng_client::{FileSystem, FsError, LockKind, LockRequest, LockWait};
 use mooseng_transport::trace;
 
@@ -63,7 +64,7 @@ impl Adapter {
                 self.empty(Operation::SetLock, req, inode, async move { fs.unlock(request).await }, reply)
             }
             libc::F_RDLCK | libc::F_WRLCK if waits => {
-                self.wait_for_lock(fs, req.pid(), request, reply);
+                self.wait_for_lock((inode, fs), req.pid(), request, reply);
             }
             libc::F_RDLCK | libc::F_WRLCK => {
                 self.empty(Operation::SetLock, req, inode, async move { fs.lock(request).await }, reply)
@@ -73,15 +74,22 @@ impl Adapter {
     }
 
     /// Counts as no request under way: who holds the lock must get through to give it up.
-    fn wait_for_lock(&self, fs: FileSystem, pid: u32, request: LockRequest, reply: ReplyEmpty) {
-        let mut running = self.operations.begin(Operation::SetLock);
+    fn wait_for_lock(
+        &self,
+        (inode, fs): (u64, FileSystem),
+        pid: u32,
+        request: LockRequest,
+        reply: ReplyEmpty,
+    ) {
+        let mut running = self.operations.begin(Operation::SetLock, pid, inode.into());
         self.operations.waits(Operation::SetLock);
         self.runtime.spawn(async move {
             let work = async {
+                running.begins();
                 loop {
                     // Made inside the runtime, for its tasks.
                     let wait = fs.lock_waiting(request).map_err(report)?;
-                    if let Some(outcome) = until_a_signal(pid, wait).await {
+                    if let Some(outcome) = waits::on(|| What::Lock, until_a_signal(pid, wait)).await {
                         return outcome;
                     }
                 }

@@ -11,8 +11,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use mooseng_client::fake::{FakeRegion, Fault};
+use mooseng_client::waits::{self, What};
 use mooseng_client::{ClientConfig, FileSystem};
-use mooseng_fuse::{Mount, MountHandle, MountOptions, mounts, unmount};
+use mooseng_fuse::{Asked, Mount, MountHandle, MountOptions, Operation, mounts, unmount};
 use mooseng_ports::clock::OsClock;
 
 struct Rig {
@@ -280,6 +281,69 @@ fn a_killed_process_is_not_stuck_and_the_mount_recovers() {
     }
     fs::create_dir(rig.path().join("e")).unwrap();
     assert!(rig.fs.ready().is_ok());
+}
+
+/// What hangs can be seen: whose request it is, about what, and whose answer it waits for.
+#[test]
+fn a_request_that_hangs_is_seen_and_what_it_waits_for() {
+    let Some(rig) = Rig::new() else { return };
+    let operations = rig.handle.as_ref().unwrap().operations();
+    for master in rig.region.masters() {
+        rig.region.fault(&master, Some(Fault::Hung));
+    }
+    let path = rig.path().join("hangs");
+    let mut child = Command::new("mkdir").arg(path).stderr(Stdio::null()).spawn().unwrap();
+    let named = |asked: &Asked| asked.name.as_deref() == Some(&b"hangs"[..]);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let (seen, waiting) = loop {
+        let seen = operations.under_way(64).into_iter().find(named);
+        let waiting = seen.as_ref().and_then(|seen| waits::of(&seen.trace?));
+        if let (Some(seen), Some(waiting)) = (seen, waiting) {
+            break (seen, waiting);
+        }
+        assert!(Instant::now() < deadline, "{:?}", operations.under_way(64));
+        std::thread::sleep(Duration::from_millis(2));
+    };
+    assert!([Operation::Lookup, Operation::MakeDirectory].contains(&seen.operation), "{seen:?}");
+    assert_eq!((seen.pid, seen.inode), (child.id(), rig.fs.root()), "{seen:?}");
+    match &waiting.what {
+        What::Answer { role, address, .. } => {
+            assert_eq!((role.as_str(), address.as_str()), ("master", "m1"), "{waiting:?}");
+        }
+        other => panic!("it waits for {other:?}"),
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    for master in rig.region.masters() {
+        rig.region.fault(&master, None);
+    }
+    fs::create_dir(rig.path().join("e")).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while operations.under_way(64).iter().any(named) {
+        assert!(Instant::now() < deadline, "{:?}", operations.under_way(64));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let spread = operations.spread(seen.operation);
+    assert!(spread.longest_us >= 1_000 && spread.count() > 0, "{spread:?}");
+}
+
+/// What a mount knows is counted as a hit of the cache that knows it, and what it had to ask for isn't.
+#[test]
+fn what_caches_know_is_counted() {
+    let Some(rig) = Rig::new() else { return };
+    fs::write(rig.path().join("f"), b"hello").unwrap();
+    let before = rig.fs.status().caches;
+    // This region promises nothing.
+    assert_eq!(fs::read(rig.path().join("f")).unwrap(), b"hello");
+    let after = rig.fs.status().caches;
+    let grown = |cache: &str| {
+        let (before, after) = (before[cache], after[cache]);
+        (after.hits - before.hits, after.misses - before.misses)
+    };
+    let (hits, misses) = grown("entries");
+    assert!(hits == 0 && misses > 0, "{before:?} {after:?}");
+    let (hits, misses) = grown("extents");
+    assert!(hits == 0 && misses > 0, "{before:?} {after:?}");
 }
 
 /// The main thread and another wait for locks, and a signal comes that the main thread gets: the other must not be told of it, for the kernel

@@ -51,6 +51,8 @@ pub fn inodes_named(request: &FsRequest) -> Vec<InodeId> {
         Op::Lock(r) => vec![r.inode],
         Op::Unlock(r) => vec![r.inode],
         Op::CancelLock(r) => vec![r.inode],
+        Op::HoldLocks(r) => vec![r.inode],
+        Op::RecordLocks(r) => vec![r.inode],
         Op::SetAttr(r) => vec![r.inode],
         Op::Create(r) => vec![r.parent],
         Op::Mknod(r) => vec![r.parent],

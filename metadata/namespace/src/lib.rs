@@ -22,12 +22,14 @@
 //! - [`classes`] are storage classes: how many copies data gets, and where.
 //! - [`quota`] says whom everything counts for, and how much may.
 //! - [`trash`] keeps deleted files for a while.
+//! - [`clock`] is what was seen of the clock by which that, and other things, are old.
 //! - [`fsck`] counts everything of a whole store again.
 
 pub mod abandon;
 pub mod acl;
 pub mod classes;
 pub mod clearing;
+pub mod clock;
 pub mod confine;
 pub mod context;
 pub mod deleted;

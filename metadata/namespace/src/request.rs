@@ -73,6 +73,8 @@ pub fn is_change(request: &FsRequest) -> bool {
             | Op::Lock(_)
             | Op::Unlock(_)
             | Op::CancelLock(_)
+            | Op::HoldLocks(_)
+            | Op::RecordLocks(_)
             | Op::Tell(_)
             | Op::Reap(_) => true,
         },
@@ -214,6 +216,8 @@ pub fn volume_of(request: &FsRequest) -> VolumeId {
         Op::Lock(r) => r.inode,
         Op::Unlock(r) => r.inode,
         Op::CancelLock(r) => r.inode,
+        Op::HoldLocks(r) => r.inode,
+        Op::RecordLocks(r) => r.inode,
         Op::SetAttr(r) => r.inode,
         Op::Create(r) => r.parent,
         Op::Mknod(r) => r.parent,

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use mooseng_schema::inode::{self, InodeRecord};
 use mooseng_schema::orphan::{self, OrphanRecord};
 use mooseng_schema::statistics::{self, Statistic};
-use mooseng_schema::trash::{self, ClockRecord, TrashRecord};
+use mooseng_schema::trash::{self, TrashRecord};
 use mooseng_schema::volume::{self, VolumeRecord};
 use mooseng_schema::{Record, SchemaError, number};
 use mooseng_store::{Atomic, KeyRange, RangeLimit, Read, Transaction};
@@ -500,17 +500,6 @@ pub async fn expire<T: Transaction>(
 /// How long a file was to stay when it was deleted.
 fn kept_for(until_ns: i64, deletion: &TrashRecord) -> Duration {
     Duration::from_nanos(u64::try_from(until_ns.saturating_sub(deletion.deleted_ns)).unwrap_or(0))
-}
-
-/// What an earlier leader, or this one, saw of the clock by which a volume's trash expires.
-pub async fn clock<T: Transaction>(tx: &T, volume: VolumeId) -> Result<Option<ClockRecord>, OpError> {
-    let value = tx.get(&trash::clock_key(volume), Read::Snapshot).await?;
-    Ok(value.map(|value| ClockRecord::from_value(&value)).transpose()?)
-}
-
-/// Notes what was seen of it. Doing it again does no harm.
-pub fn note_clock<T: Transaction>(tx: &T, volume: VolumeId, seen: &ClockRecord) {
-    tx.set(&trash::clock_key(volume), &seen.to_value());
 }
 
 /// Which deleted files a volume keeps, and how long.

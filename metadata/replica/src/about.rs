@@ -52,7 +52,8 @@ pub fn about(volume: VolumeId, changes: &[Change]) -> About {
             Some(Fact::Inode(inode) | Fact::Directory(inode) | Fact::Entry(inode, _)) => {
                 about.inodes.insert(inode);
             }
-            None => {}
+            // Locks aren't in the log.
+            Some(Fact::Locks(_)) | None => {}
         }
         let Change::Set(key, value) = change else { continue };
         if let Ok((session, _)) = parse_outcome_key(volume, key) {

@@ -142,6 +142,22 @@ pub async fn at_or_before<T: Transaction>(
     }
 }
 
+/// The last entry of the log here that isn't behind `at`, whatever this region is to the volume; none where the log doesn't go back there.
+pub async fn last_upto<T: Transaction>(
+    tx: &T,
+    volume: VolumeId,
+    at: LogPosition,
+) -> Result<Option<Entry>, ReplicaError> {
+    let last = RangeLimit { pairs_max: 1, reverse: true, ..RangeLimit::default() };
+    let page = tx.get_range(log::range_upto(volume, at), last, Read::Snapshot).await?;
+    let Some((key, _)) = page.pairs.first() else { return Ok(None) };
+    let place = log::parse_key(volume, key)?.0;
+    let Some(before) = place.version.checked_sub(1) else { return Ok(None) };
+    let begin = log::range_after(volume, LogPosition::new(place.epoch, before)).begin;
+    let range = KeyRange { begin, end: log::range_upto(volume, place).end };
+    Ok(assemble(tx, range, 1, |key| log::parse_key(volume, key)).await?.pop())
+}
+
 /// A range of a volume's records, as they are at one place of its log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {

@@ -89,7 +89,7 @@ impl Unsynced {
                         .push(name.map_or(What::SomeEntry(directory), |name| What::Entry(directory, name)));
                     changed.push(What::List(directory));
                 }
-                Some(Fact::Entry(..)) | None => {}
+                Some(Fact::Entry(..) | Fact::Locks(_)) | None => {}
             }
         }
         changed.sort_unstable();
@@ -145,6 +145,8 @@ impl Unsynced {
                 when(What::Entry(*directory, name.clone())).max(when(What::SomeEntry(*directory)))
             }
             Fact::Directory(directory) => when(What::List(*directory)),
+            // They aren't in the log.
+            Fact::Locks(_) => None,
         };
         let changed = facts.into_iter().filter_map(of).max();
         let anything = (self.anything > self.synced).then_some(self.anything);

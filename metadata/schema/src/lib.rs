@@ -11,6 +11,7 @@ pub mod any;
 pub mod before;
 pub mod chunk;
 pub mod chunkserver;
+pub mod clock;
 pub mod dead;
 pub mod deleted;
 pub mod directory;

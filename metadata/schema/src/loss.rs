@@ -54,6 +54,19 @@ pub struct LossRecord {
     /// What the old home had, once it came back.
     #[prost(message, optional, tag = "14")]
     pub named: Option<NamedLoss>,
+    /// The latest time that the change at the cut, or one of few before it, gave a file; none where none did, or the log didn't go back there.
+    #[prost(sfixed64, optional, tag = "15")]
+    pub cut_ns: Option<i64>,
+    /// Nothing of what is lost was written before, by the new home's clock and but for the way between the regions; none where the new home hadn't heard the old
+    /// one for so long.
+    #[prost(sfixed64, optional, tag = "16")]
+    pub since_ns: Option<i64>,
+    /// The earliest of the times that the entries gave files which the new home undid.
+    #[prost(sfixed64, optional, tag = "17")]
+    pub undone_from_ns: Option<i64>,
+    /// And the latest.
+    #[prost(sfixed64, optional, tag = "18")]
+    pub undone_upto_ns: Option<i64>,
 }
 
 /// A session that changed something that was lost.
@@ -280,6 +293,7 @@ mod tests {
                 more_paths: true,
                 ..NamedLoss::default()
             }),
+            ..LossRecord::default()
         };
         golden(
             &loss,
@@ -289,6 +303,19 @@ mod tests {
         );
         let named = NamedLoss { gone_epoch: 2, gone_version: 299, ..NamedLoss::default() };
         golden(&LossRecord { named: Some(named), ..LossRecord::default() }, "017205280230ab02");
+        let timed = LossRecord {
+            cut_ns: Some(1),
+            since_ns: Some(2),
+            undone_from_ns: Some(3),
+            undone_upto_ns: Some(4),
+            ..LossRecord::default()
+        };
+        golden(
+            &timed,
+            "01 790100000000000000 81010200000000000000 89010300000000000000 91010400000000000000"
+                .replace(' ', "")
+                .as_str(),
+        );
         let path = SalvagedPath {
             path: "/f".into(),
             size: 3,

@@ -58,8 +58,10 @@ pub enum VolumeTag {
     Loss = 26,
     /// Of which version of the cluster's storage classes the volume has copies ([`crate::storage_class`]).
     StorageClassesCopied = 27,
-    /// What was seen of the clock by which the trash expires ([`crate::trash`]).
+    /// What was seen of the clock by which the trash expires ([`crate::clock`]).
     TrashClock = 28,
+    /// What was seen of the clock by which lapsed sessions are forgotten ([`crate::clock`]).
+    LapsedClock = 29,
 }
 
 impl VolumeTag {
@@ -94,6 +96,7 @@ impl VolumeTag {
             tag if tag == Self::Loss as u64 => "loss",
             tag if tag == Self::StorageClassesCopied as u64 => "storage class",
             tag if tag == Self::TrashClock as u64 => "trash clock",
+            tag if tag == Self::LapsedClock as u64 => "sessions' clock",
             _ => "other",
         }
     }

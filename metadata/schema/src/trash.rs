@@ -1,4 +1,4 @@
-//! The trash: deleted files that can still be restored, by the time at which they cease to be; and what was seen of the clock that tells it.
+//! The trash: deleted files that can still be restored, by the time at which they cease to be.
 
 use bytes::Bytes;
 use mooseng_store::KeyRange;
@@ -31,29 +31,6 @@ pub struct TrashRecord {
 
 impl Record for TrashRecord {
     const NAME: &'static str = "trash";
-}
-
-/// What was seen of the wall clock by which a volume's trash expires, so that a later leader knows whether it was set forward.
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct ClockRecord {
-    /// What it said when it was looked at last, in nanoseconds since the Unix epoch.
-    #[prost(sfixed64, tag = "1")]
-    pub seen_ns: i64,
-    /// For how many nanoseconds it had gone on steadily by then, at least; none where it was never seen to be set forward.
-    #[prost(uint64, optional, tag = "2")]
-    pub steady_ns: Option<u64>,
-    /// By how many nanoseconds it was set forward last.
-    #[prost(uint64, tag = "3")]
-    pub step_ns: u64,
-}
-
-impl Record for ClockRecord {
-    const NAME: &'static str = "trash clock";
-}
-
-/// The key of what was seen of a volume's clock: there is one.
-pub fn clock_key(volume: VolumeId) -> Vec<u8> {
-    volume_key(volume, VolumeTag::TrashClock, &())
 }
 
 /// The key of a file that is in the trash until then.
@@ -106,10 +83,6 @@ mod tests {
         };
         golden(&trash, "01080712046e616d651a022f6420e807290100000000000000");
         assert_eq!(hex(&key(256, InodeId(2))), "027600141510160100150214");
-        let clock = ClockRecord { seen_ns: 1, steady_ns: None, step_ns: 0 };
-        golden(&clock, "01090100000000000000");
-        golden(&ClockRecord { steady_ns: Some(0), step_ns: 7, ..clock }, "0109010000000000000010001807");
-        assert_eq!(hex(&clock_key(VolumeId(0))), "02760014151c14");
     }
 
     proptest! {
@@ -117,11 +90,6 @@ mod tests {
         fn round_trips(parent: u64, name in prop::collection::vec(any::<u8>(), 1..255), uid: u32, deleted_ns: i64) {
             let name = Bytes::from(name);
             round_trip(&TrashRecord { parent, directory: name.clone(), name, uid, deleted_ns });
-        }
-
-        #[test]
-        fn clocks_round_trip(seen_ns: i64, steady_ns: Option<u64>, step_ns: u64) {
-            round_trip(&ClockRecord { seen_ns, steady_ns, step_ns });
         }
 
         #[test]

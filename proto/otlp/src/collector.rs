@@ -66,6 +66,15 @@ pub fn texts(attributes: &[KeyValue]) -> BTreeMap<String, String> {
     attributes.iter().filter_map(|a| Some((a.key.clone(), text(&a.value)?))).collect()
 }
 
+/// An attribute whose value is a number.
+pub fn number(attributes: &[KeyValue], key: &str) -> Option<i64> {
+    let attribute = attributes.iter().find(|attribute| attribute.key == key)?;
+    match attribute.value.as_ref()?.value.as_ref()? {
+        Value::IntValue(number) => Some(*number),
+        _ => None,
+    }
+}
+
 fn who(resource: Option<&Resource>) -> BTreeMap<String, String> {
     resource.map(|resource| texts(&resource.attributes)).unwrap_or_default()
 }

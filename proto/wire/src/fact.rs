@@ -14,6 +14,8 @@ pub enum Fact {
     Entry(InodeId, Bytes),
     /// A directory's complete list of entries.
     Directory(InodeId),
+    /// An inode's locks: none of them is on record. Promised exclusively alone, to a session that gives them by itself then.
+    Locks(InodeId),
 }
 
 /// How much is promised.
@@ -21,8 +23,8 @@ pub enum Fact {
 pub enum Level {
     /// The fact stays true.
     Shared,
-    /// And nobody else reads or writes it: the session may change it and tell later. Of inodes, and of directories, which the session then has
-    /// alone: nobody else is promised any of their entries either.
+    /// And nobody else reads or writes it: the session may change it and tell later. Of inodes, of their locks, and of directories, which the session
+    /// then has alone: nobody else is promised any of their entries either.
     Exclusive,
 }
 
@@ -31,7 +33,7 @@ impl Fact {
     pub fn directory(&self) -> Option<InodeId> {
         match self {
             Self::Entry(directory, _) => Some(*directory),
-            Self::Inode(_) | Self::Directory(_) => None,
+            Self::Inode(_) | Self::Directory(_) | Self::Locks(_) => None,
         }
     }
 
@@ -41,6 +43,7 @@ impl Fact {
             Self::Inode(inode) => (FactKind::Inode, inode, Bytes::new()),
             Self::Entry(directory, name) => (FactKind::Entry, directory, name.clone()),
             Self::Directory(directory) => (FactKind::Directory, directory, Bytes::new()),
+            Self::Locks(inode) => (FactKind::Locks, inode, Bytes::new()),
         };
         session::Fact { kind: kind.into(), inode: inode.0, name }
     }
@@ -53,6 +56,7 @@ impl Fact {
             FactKind::Inode => Some(Self::Inode(inode)),
             FactKind::Entry => Some(Self::Entry(inode, message.name.clone())),
             FactKind::Directory => Some(Self::Directory(inode)),
+            FactKind::Locks => Some(Self::Locks(inode)),
         }
     }
 }
@@ -64,7 +68,8 @@ mod tests {
     #[test]
     fn facts_travel() {
         let name = Bytes::from_static(b"n\xff");
-        for fact in [Fact::Inode(InodeId(7)), Fact::Entry(InodeId(8), name), Fact::Directory(InodeId(9))] {
+        let id = InodeId(7);
+        for fact in [Fact::Inode(id), Fact::Entry(id, name), Fact::Directory(id), Fact::Locks(id)] {
             assert_eq!(Fact::from_message(&fact.to_message()), Some(fact));
         }
         assert_eq!(Fact::from_message(&session::Fact::default()), None);

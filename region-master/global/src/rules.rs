@@ -396,8 +396,10 @@ pub use homes::{close_epoch, force_home, may_force, may_move, move_home, open_ep
 mod joins;
 pub use joins::{Making, VOLUMES_MAX, create_volume, delete_volume, join_volume, leave_volume};
 mod regions;
-use regions::fits;
-pub use regions::{MASTERS_MAX, REGIONS_MAX, Renewal, add_region, admit, remove_region, renew};
+pub use regions::{
+    Having, Joining, MASTERS_MAX, REGIONS_MAX, Renewal, add_region, admit, fits, may_add, may_remove,
+    remove_region, renew,
+};
 
 pub mod level;
 pub use level::LevelError;

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use mooseng_region::members::{self, Senseless};
 use mooseng_wire::raft as wire;
 use openraft::{ChangeMembers, RaftMetrics};
 
@@ -19,37 +20,23 @@ fn refused(error: impl std::error::Error) -> RaftError {
     RaftError::Refused(error.to_string())
 }
 
-/// A change of members that would give one master two voices, or that names somebody who isn't there, is refused.
-fn sensible(
+/// Who votes after a change of members, if that makes sense.
+fn voters_after(
     known: &openraft::Membership<u64, Node>,
     add: &BTreeMap<u64, Member>,
     remove: &BTreeSet<u64>,
-) -> Result<(), RaftError> {
-    // Where something is added, too, it may be done already: the same change, asked for again.
-    if let Some(id) = remove.iter().find(|id| add.is_empty() && known.get_node(id).is_none()) {
-        return Err(RaftError::NoMember(*id));
-    }
-    if let Some(id) = remove.iter().find(|id| add.contains_key(id)) {
-        return Err(RaftError::Senseless(format!("master {id} is to be added and to be removed")));
-    }
-    for (id, node) in add {
-        if let Some(old) = known.get_node(id).filter(|old| *old != node) {
-            return Err(RaftError::Senseless(format!(
-                "there is a master {id} already, {} at {}; an id is never given twice",
-                old.name, old.address
-            )));
-        }
-        let others = known.nodes().chain(add).filter(|(other, _)| *other != id && !remove.contains(other));
-        for (other, member) in others {
-            if member.address == node.address || member.name == node.name {
-                return Err(RaftError::Senseless(format!(
-                    "master {other} is {} at {} already: remove it first if {id} is to take its place",
-                    member.name, member.address
-                )));
-            }
-        }
-    }
-    Ok(())
+) -> Result<BTreeSet<u64>, RaftError> {
+    let told = |(id, node): (&u64, &Node)| {
+        let Node { name, address, zone } = node.clone();
+        (*id, members::Member { name, address, zone })
+    };
+    let (nodes, added) = (known.nodes().map(told).collect(), add.iter().map(told).collect());
+    let voters = known.voter_ids().collect();
+    members::voters_after(&nodes, &voters, &added, remove).map_err(|why| match why {
+        Senseless::NoMember(id) => RaftError::NoMember(id),
+        Senseless::NoneLeft => RaftError::Refused(why.to_string()),
+        other => RaftError::Senseless(other.to_string()),
+    })
 }
 
 /// Whether a member was in a group and is in it no more, or is to leave it by a change that has begun.
@@ -113,15 +100,9 @@ impl RaftNode {
         }
         let refused = |e: &dyn std::error::Error| RaftError::Refused(e.to_string());
         let known = self.metrics().membership_config;
-        sensible(known.membership(), &add, &remove)?;
+        let voters = voters_after(known.membership(), &add, &remove)?;
         for (id, node) in add.iter().filter(|(id, _)| known.membership().get_node(id).is_none()) {
             self.greet(*id, node).await?;
-        }
-        let mut voters: BTreeSet<u64> = known.membership().voter_ids().collect();
-        voters.retain(|id| !remove.contains(id));
-        voters.extend(add.keys());
-        if voters.is_empty() {
-            return Err(RaftError::Refused("a group needs at least one master".into()));
         }
         for (id, node) in add {
             self.0.raft.add_learner(id, node, true).await.map_err(|e| refused(&e))?;

@@ -47,6 +47,11 @@ impl<P: Copy + Ord> Age<P> {
         }
     }
 
+    /// What is shown was the home's own then, at the latest and but for the way from there; none before that is known.
+    pub fn as_of(&self) -> Option<BootTime> {
+        self.as_of
+    }
+
     /// How long ago what is shown was the home's own, at most and but for the way from there; none before that is known.
     pub fn at_most(&self, now: BootTime) -> Option<Duration> {
         self.as_of.map(|as_of| now.since(as_of))

@@ -5,6 +5,7 @@
 //! - [`promises`]: what sessions may cache, and what has to be recalled before a fact changes.
 //! - [`near`]: what a replica's leader has promised to readers, and what it takes back as the log comes in.
 //! - [`locks`]: who waits for locks, and who would wait for itself.
+//! - [`members`]: which changes of a region's masters make sense.
 //! - [`class`]: storage classes, and which chunkservers fit them.
 //! - [`placement`]: which chunkservers take the copies of a fresh chunk.
 //! - [`repair`]: which copies of a chunk are made and which are dropped: repair, draining, rebalancing.
@@ -36,6 +37,7 @@ pub mod lag;
 pub mod leave;
 pub mod letting_go;
 pub mod locks;
+pub mod members;
 pub mod moving;
 pub mod near;
 pub mod pack;

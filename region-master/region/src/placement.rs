@@ -7,6 +7,8 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
+use mooseng_wire::CHUNK_BYTES_MAX;
+
 use crate::class::{Class, Labels, fits};
 use crate::registry::Liveness;
 
@@ -236,6 +238,39 @@ pub fn failure_domains(candidates: &[Candidate]) -> usize {
     count(|c| ("", "", c.host.as_str()))
 }
 
+/// Whether a chunkserver takes new chunks of a class with these labels, as things are.
+pub fn takes_new(candidate: &Candidate, labels: &Labels) -> bool {
+    let here = candidate.liveness == Liveness::Alive && candidate.writable && !candidate.draining;
+    here && candidate.bytes_free >= CHUNK_BYTES_MAX && fits(labels, candidate)
+}
+
+/// A chunkserver isn't emptied: without it no chunk could be written.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "chunkserver {name} can't be drained: {left} living chunkservers would be left that aren't drained, and a new chunk needs {least} (`min_copies`), so that no file data could be written, and chunks had nowhere to go. Start another chunkserver first, or take one back into use (`mooseng chunkservers undrain`)"
+)]
+pub struct TooFewLeft {
+    /// The chunkserver.
+    pub name: String,
+    /// How many would be left.
+    pub left: usize,
+    /// How many it takes.
+    pub least: usize,
+}
+
+/// Refuses to have a chunkserver emptied without which too few would be left for a chunk with `least` copies. Of one that isn't known, or is being emptied, it says
+/// nothing.
+pub fn may_drain(candidates: &[Candidate], name: &str, least: usize) -> Result<(), TooFewLeft> {
+    if !candidates.iter().any(|c| c.name == name && !c.draining) {
+        return Ok(());
+    }
+    let stays = |c: &&Candidate| c.name != name && !c.draining && c.liveness == Liveness::Alive;
+    match candidates.iter().filter(stays).count() {
+        left if left < least => Err(TooFewLeft { name: name.to_owned(), left, least }),
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -399,6 +434,38 @@ mod tests {
             *hits.entry(got[0].clone()).or_default() += 1;
         }
         assert!((100..400).contains(&hits["a"]), "a tenth of the space should get about a tenth: {hits:?}");
+    }
+
+    #[test]
+    fn nothing_is_emptied_that_is_needed_for_a_new_chunk() {
+        let mut all = [candidate("a", "1", ""), candidate("b", "2", ""), candidate("c", "3", "")];
+        assert_eq!(may_drain(&all, "a", 2), Ok(()));
+        all[1].liveness = Liveness::Suspect;
+        let refused = may_drain(&all, "a", 2).unwrap_err();
+        assert_eq!((refused.left, refused.least), (1, 2));
+        assert!(refused.to_string().starts_with("chunkserver a can't be drained: 1 living"), "{refused}");
+        assert_eq!(may_drain(&all, "a", 1), Ok(()));
+        // What is drained already, or isn't there, nobody refuses here.
+        all[0].draining = true;
+        assert_eq!((may_drain(&all, "a", 2), may_drain(&all, "x", 9)), (Ok(()), Ok(())));
+        assert_eq!(may_drain(&all, "c", 1).unwrap_err().left, 0);
+    }
+
+    #[test]
+    fn who_takes_new_chunks() {
+        let none = Labels::new();
+        let one = candidate("a", "1", "");
+        assert!(takes_new(&one, &none));
+        let zone = Labels::from([("zone".to_owned(), "2".to_owned())]);
+        for not in [
+            Candidate { draining: true, ..one.clone() },
+            Candidate { writable: false, ..one.clone() },
+            Candidate { liveness: Liveness::Suspect, ..one.clone() },
+            Candidate { bytes_free: CHUNK_BYTES_MAX - 1, ..one.clone() },
+        ] {
+            assert!(!takes_new(&not, &none), "{not:?}");
+        }
+        assert!(!takes_new(&one, &zone));
     }
 
     #[test]

@@ -17,6 +17,8 @@
 //!   found again: it may have been looked for before that session told what it had changed (`tick`, [`PromiseTable::given_back_since`]).
 //! - **A list that changes as such** takes all of the directory with it: where another volume is joined, each name in it stands for something else, also
 //!   those that stood for nothing.
+//! - **The locks of an inode** are promised exclusively or not at all ([`Fact::Locks`]): then none is on record, and the session gives them by itself. Whoever
+//!   changes them recalls that as any fact that it changes; whoever only tests them has them recorded first ([`PromiseTable::hidden`]).
 //! - **What nobody has heard of** may yet be there: a session made it alone, and hasn't told. Before somebody hears that there is no such inode, everybody
 //!   else who has a directory alone gives one back, and so tells everything ([`PromiseTable::untold`]).
 //!
@@ -117,7 +119,7 @@ struct Change {
 fn list_of(fact: &Fact) -> Option<InodeId> {
     match fact {
         Fact::Directory(directory) => Some(*directory),
-        Fact::Inode(_) | Fact::Entry(..) => None,
+        Fact::Inode(_) | Fact::Entry(..) | Fact::Locks(_) => None,
     }
 }
 
@@ -127,6 +129,8 @@ pub struct PromiseTable {
     limits: Limits,
     facts: BTreeMap<Fact, Held>,
     sessions: BTreeMap<SessionId, Session>,
+    /// The highest number of sessions that have gone: the next life of one goes on behind it, so that an answer to a late recall of the last one answers none of its own.
+    gone_last: u64,
     changes: BTreeMap<ChangeId, Change>,
     last_change: u64,
     /// The directories of which everything is being changed, and by how many changes.
@@ -151,6 +155,7 @@ impl PromiseTable {
             limits,
             facts: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            gone_last: 0,
             changes: BTreeMap::new(),
             last_change: 0,
             whole: BTreeMap::new(),
@@ -178,12 +183,14 @@ impl PromiseTable {
 
     /// A session may be promised something from now on. One that was known keeps what it has.
     pub fn add_session(&mut self, session: SessionId) {
-        self.sessions.entry(session).or_default();
+        let last = self.gone_last;
+        self.sessions.entry(session).or_insert_with(|| Session { last, ..Session::default() });
     }
 
     /// A session is gone, with its lease or by its own word: nobody waits for it.
     pub fn drop_session(&mut self, session: SessionId) {
         let Some(gone) = self.sessions.remove(&session) else { return };
+        self.gone_last = self.gone_last.max(gone.last);
         for fact in &gone.held {
             self.unhold(fact, session);
         }
@@ -195,13 +202,21 @@ impl PromiseTable {
     /// A session that comes back to a new custodian still holds an inode exclusively: it buffers changes of it.
     /// Must come before anything is answered to anybody else.
     pub fn reclaim(&mut self, session: SessionId, inode: InodeId) -> bool {
-        let fact = Fact::Inode(inode);
+        self.reclaim_fact(session, &Fact::Inode(inode))
+    }
+
+    /// The same of an inode of which a session has given locks by itself that aren't on record.
+    pub fn reclaim_locks(&mut self, session: SessionId, inode: InodeId) -> bool {
+        self.reclaim_fact(session, &Fact::Locks(inode))
+    }
+
+    fn reclaim_fact(&mut self, session: SessionId, fact: &Fact) -> bool {
         let foreign =
-            self.facts.get(&fact).is_some_and(|held| held.holds.iter().any(|h| h.session != session));
+            self.facts.get(fact).is_some_and(|held| held.holds.iter().any(|h| h.session != session));
         if foreign || !self.sessions.contains_key(&session) {
             return false;
         }
-        self.hold(&fact, session, Level::Exclusive);
+        self.hold(fact, session, Level::Exclusive);
         true
     }
 
@@ -558,7 +573,9 @@ impl PromiseTable {
             return false;
         }
         let directory = match fact {
-            Fact::Inode(inode) | Fact::Entry(inode, _) | Fact::Directory(inode) => *inode,
+            Fact::Inode(inode) | Fact::Entry(inode, _) | Fact::Directory(inode) | Fact::Locks(inode) => {
+                *inode
+            }
         };
         if self.alone_elsewhere(session, directory).is_some() || self.whole.contains_key(&directory) {
             return false;

@@ -89,6 +89,11 @@ impl Steady {
         self.steady
     }
 
+    /// Whether what began at `since_ns` has lasted for longer than that at `now_ns`, both by this clock: not where it was set forward in between.
+    pub fn is_over(&self, since_ns: i64, lasts: Duration, now_ns: i64) -> bool {
+        duration(now_ns.saturating_sub(since_ns)) > lasts && self.steady.is_none_or(|steady| steady >= lasts)
+    }
+
     /// By how much it was set forward last.
     pub fn step(&self) -> Duration {
         self.step
@@ -170,6 +175,22 @@ mod tests {
         assert_eq!(clock.steady(), Some(2 * HOUR));
         assert!(clock.look(DAY, ns(9 * DAY), now));
         assert_eq!(clock.steady(), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn what_lasts_for_a_time_isnt_over_before_the_clock_has_been_steady_for_as_long() {
+        let mut clock = Steady::begin(None, DAY, 0, at(HOUR));
+        assert!(!clock.is_over(0, DAY, ns(DAY)) && clock.is_over(0, DAY, ns(DAY) + 1));
+        assert!(!clock.is_over(ns(DAY), DAY, 0), "it is still to come");
+        assert!(clock.look(DAY, ns(30 * DAY), at(HOUR)));
+        assert!(!clock.is_over(0, DAY, ns(30 * DAY)));
+        assert!(!clock.look(DAY, ns(30 * DAY + 23 * HOUR), at(24 * HOUR)));
+        assert!(!clock.is_over(0, DAY, ns(30 * DAY + 23 * HOUR)));
+        assert!(clock.is_over(0, 23 * HOUR, ns(30 * DAY + 23 * HOUR)), "what is kept for less");
+        assert!(!clock.look(DAY, ns(31 * DAY), at(25 * HOUR)));
+        assert!(clock.is_over(0, DAY, ns(31 * DAY)));
+        assert!(!clock.is_over(ns(30 * DAY), DAY, ns(31 * DAY)), "told since");
+        assert!(clock.is_over(i64::MIN, DAY, i64::MAX), "what is wrong stays within bounds");
     }
 
     #[test]

@@ -406,6 +406,24 @@ fn a_session_that_goes_is_waited_for_no_longer() {
     assert!(table.grant(b, &file, Level::Shared, 9));
 }
 
+/// A recall of a life that is over may arrive in the next one, and be answered.
+#[test]
+fn an_answer_to_a_recall_of_an_earlier_life_answers_none_of_this_one() {
+    let mut table = PromiseTable::new(Limits::default());
+    let (a, b) = (SessionId(1), SessionId(2));
+    table.add_session(a);
+    table.add_session(b);
+    let (file, other) = (Fact::Inode(InodeId(7)), Fact::Inode(InodeId(8)));
+    assert!(table.grant(a, &file, Level::Exclusive, 1));
+    let (_, recalls) = table.begin(b, RequestNumber(1), one(&file));
+    table.drop_session(a);
+    table.add_session(a);
+    assert!(table.grant(a, &other, Level::Exclusive, 1));
+    let (change, _) = table.begin(b, RequestNumber(2), one(&other));
+    table.acknowledge(a, recalls[0].number);
+    assert!(!table.is_ready(change));
+}
+
 #[test]
 fn room_is_made_before_a_session_is_full() {
     let mut table = PromiseTable::new(Limits { facts_per_session_max: 16, facts_max: 100 });
@@ -419,4 +437,37 @@ fn room_is_made_before_a_session_is_full() {
         assert!(table.acknowledge(a, recall.number));
     }
     assert_eq!(table.len(), 12);
+}
+
+#[test]
+fn an_inodes_locks_are_recalled_by_whoever_changes_or_tests_them() {
+    let mut table = PromiseTable::new(Limits::default());
+    let (a, b) = (SessionId(1), SessionId(2));
+    table.add_session(a);
+    table.add_session(b);
+    let locks = Fact::Locks(InodeId(7));
+    assert!(table.grant(a, &locks, Level::Exclusive, 1));
+    assert!(!table.grant(b, &locks, Level::Exclusive, 1));
+    assert!(table.grant(b, &Fact::Inode(InodeId(7)), Level::Shared, 1), "of the file itself it says nothing");
+    let tested = table.hidden(b, &one(&locks));
+    assert_eq!(tested.iter().map(|r| (r.session, r.keep)).collect::<Vec<_>>(), [(a, None)]);
+    assert!(table.hidden(a, &one(&locks)).is_empty());
+    let (change, recalls) = table.begin(b, RequestNumber(1), one(&locks));
+    assert_eq!(recalls, tested, "one answer does for both");
+    // What it has given by itself it records while others wait for that.
+    let (record, none) = table.begin(a, RequestNumber(1), one(&locks));
+    assert!(none.is_empty() && table.is_ready(record) && !table.is_ready(change));
+    table.end(record, Some(5));
+    assert!(table.acknowledge(a, tested[0].number) && table.is_ready(change));
+    table.end(change, Some(6));
+    assert!(!table.grant(b, &locks, Level::Exclusive, 5), "what was found empty then isn't now");
+    assert!(table.grant(b, &locks, Level::Exclusive, 6));
+
+    let mut next = PromiseTable::new(Limits::default());
+    next.add_session(a);
+    next.add_session(b);
+    assert!(next.reclaim_locks(b, InodeId(7)) && next.reclaim_locks(b, InodeId(7)));
+    assert!(!next.reclaim_locks(a, InodeId(7)));
+    let (change, recalls) = next.begin(a, RequestNumber(2), one(&locks));
+    assert!(recalls.len() == 1 && !next.is_ready(change), "a next custodian waits for it, too");
 }

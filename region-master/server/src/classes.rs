@@ -14,8 +14,8 @@ use mooseng_namespace::classes::{
 use mooseng_namespace::quota::Usage;
 use mooseng_namespace::touched::Touched;
 use mooseng_namespace::{OpError, upkeep};
-use mooseng_region::Liveness;
-use mooseng_region::class::{self, Class, Classes};
+use mooseng_region::class::{Class, Classes};
+use mooseng_region::placement;
 use mooseng_schema::Record;
 use mooseng_schema::inode::{self, InodeRecord};
 use mooseng_store::{Read, Transaction};
@@ -26,7 +26,7 @@ use mooseng_wire::admin::{
 };
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::fs::FileKind;
-use mooseng_wire::{CHUNK_BYTES_MAX, InodeId, VolumeId};
+use mooseng_wire::{InodeId, VolumeId};
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -163,11 +163,7 @@ async fn shown(master: &Master, volume: VolumeId, class: &Class) -> Result<Stora
 pub fn shown_as(master: &Master, class: &Class, usage: Usage) -> StorageClass {
     let takers = master.desk(|desk| {
         let candidates = desk.registry.candidates(master.clock.boot());
-        let takes = |c: &&mooseng_region::placement::Candidate| {
-            let here = c.liveness == Liveness::Alive && c.writable && !c.draining;
-            here && c.bytes_free >= CHUNK_BYTES_MAX && class::fits(&class.labels, c)
-        };
-        candidates.iter().filter(takes).count()
+        candidates.iter().filter(|c| placement::takes_new(c, &class.labels)).count()
     });
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     StorageClass {

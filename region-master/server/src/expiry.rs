@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use mooseng_namespace::trash::{self as namespace_trash, Place};
 use mooseng_ports::clock::BootTime;
-use mooseng_region::wall::{Seen, Steady};
-use mooseng_schema::trash::ClockRecord;
+use mooseng_region::wall::Steady;
+use mooseng_schema::clock::Kept;
 use mooseng_wire::VolumeId;
 use mooseng_wire::call::CallError;
 
@@ -18,24 +18,20 @@ use crate::errors::record_failed;
 use crate::master::Master;
 use crate::records::transact;
 use crate::seat::VolumeSeat;
+use crate::steady::{self, Watch};
 use crate::trash;
 
 /// Files looked at in one transaction.
 const PAGE: usize = 256;
 /// Such pages worked off one after the other: other work gets its turn.
 const PAGES_MAX: usize = 8;
-/// How often what is seen of the clock is put on record, while there is something in the trash. A leader that follows takes a clock that is no more ahead of it than
-/// this and some minutes for one that wasn't set.
-const NOTE_EVERY: Duration = Duration::from_secs(600);
 /// How often files are looked at that stay although their time is over by the clock.
 const HELD_EVERY: Duration = Duration::from_secs(60);
 
 /// What is remembered of one volume's trash within a leadership.
 pub(crate) struct Expiry {
     volume: VolumeId,
-    clock: Option<Steady>,
-    /// When the clock was put on record last.
-    noted: Option<BootTime>,
+    watch: Watch,
     /// Where the next page begins, in the midst of a pass.
     after: Option<Place>,
     /// Files that this pass has left there.
@@ -46,14 +42,30 @@ pub(crate) struct Expiry {
 
 impl Expiry {
     pub(crate) fn new(volume: VolumeId) -> Self {
-        Self { volume, clock: None, noted: None, after: None, held: 0, next: BootTime::default() }
+        Self {
+            volume,
+            watch: Watch::new(volume, Kept::Trash),
+            after: None,
+            held: 0,
+            next: BootTime::default(),
+        }
     }
 
     /// To be called every second or so.
     pub(crate) async fn tick(&mut self, master: &Master) -> Result<(), CallError> {
         let status = trash::publish(master, self.volume).await?;
-        let (now_ns, kept) = (master.clock.unix_ns(), Duration::from_secs(status.retention_s));
-        let clock = self.look(master, now_ns, kept, status.files > 0).await?;
+        let (now_ns, now) = steady::read(&*master.clock);
+        let kept = Duration::from_secs(status.retention_s);
+        let look = self.watch.look(master, (now_ns, now), kept, status.files > 0).await?;
+        let clock = look.clock;
+        if look.was_set {
+            (self.after, self.held, self.next) = (None, 0, now);
+            tracing::warn!(
+                volume = self.volume.0,
+                step_s = clock.step().as_secs(),
+                "the wall clock was set forward, or nobody led for so long: what is in the trash stays as long as if it had come there now"
+            );
+        }
         self.tell(master, |seat| seat.trash_clock = Some(clock));
         if status.files == 0 {
             (self.after, self.held, self.next) = (None, 0, BootTime::default());
@@ -72,48 +84,6 @@ impl Expiry {
                 tell(seat);
             }
         });
-    }
-
-    /// Looks at the clock. That it was set forward is on record before anything else is done.
-    async fn look(
-        &mut self,
-        master: &Master,
-        wall_ns: i64,
-        kept: Duration,
-        is_filled: bool,
-    ) -> Result<Steady, CallError> {
-        let now = master.clock.boot();
-        if !is_filled {
-            // Whatever it was before: what comes into an empty trash is told by this clock.
-            let clock = Steady::begin(None, kept, wall_ns, now);
-            (self.clock, self.noted) = (Some(clock), None);
-            return Ok(clock);
-        }
-        let (clock, was_set) = match self.clock {
-            Some(mut clock) => {
-                let was_set = clock.look(kept, wall_ns, now);
-                (clock, was_set)
-            }
-            None => {
-                let seen = seen(master, self.volume).await?;
-                let clock = Steady::begin(seen, kept, wall_ns, now);
-                (clock, clock.steady() == Some(Duration::ZERO))
-            }
-        };
-        self.clock = Some(clock);
-        if was_set {
-            (self.noted, self.after, self.held, self.next) = (None, None, 0, now);
-            tracing::warn!(
-                volume = self.volume.0,
-                step_s = clock.step().as_secs(),
-                "the wall clock was set forward, or nobody led for so long: what is in the trash stays as long as if it had come there now"
-            );
-        }
-        if self.noted.is_none_or(|noted| now.since(noted) >= NOTE_EVERY) {
-            note(master, self.volume, clock.seen(wall_ns)).await?;
-            self.noted = Some(now);
-        }
-        Ok(clock)
     }
 
     async fn expire(
@@ -158,38 +128,12 @@ pub(crate) async fn clock(master: &Master, volume: VolumeId) -> Result<Steady, C
     });
     if let Some((mut clock, status)) = known {
         let kept = Duration::from_secs(status.retention_s);
-        clock.look(kept, master.clock.unix_ns(), master.clock.boot());
+        let (wall_ns, now) = steady::read(&*master.clock);
+        clock.look(kept, wall_ns, now);
         return Ok(clock);
     }
     let status = trash::status(master, volume).await?;
-    let seen = if status.files > 0 { seen(master, volume).await? } else { None };
-    let (wall_ns, now) = (master.clock.unix_ns(), master.clock.boot());
+    let seen = if status.files > 0 { steady::seen(master, volume, Kept::Trash).await? } else { None };
+    let (wall_ns, now) = steady::read(&*master.clock);
     Ok(Steady::begin(seen, Duration::from_secs(status.retention_s), wall_ns, now))
-}
-
-async fn seen(master: &Master, volume: VolumeId) -> Result<Option<Seen>, CallError> {
-    let record = transact(&master.store, |tx| async move {
-        let record = namespace_trash::clock(&tx, volume).await?;
-        Ok((tx, record))
-    });
-    let record = record.await.map_err(|e| record_failed(&e))?;
-    Ok(record.map(|ClockRecord { seen_ns, steady_ns, step_ns }| Seen {
-        wall_ns: seen_ns,
-        steady: steady_ns.map(Duration::from_nanos),
-        step: Duration::from_nanos(step_ns),
-    }))
-}
-
-async fn note(master: &Master, volume: VolumeId, seen: Seen) -> Result<(), CallError> {
-    let nanoseconds = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-    let record = ClockRecord {
-        seen_ns: seen.wall_ns,
-        steady_ns: seen.steady.map(nanoseconds),
-        step_ns: nanoseconds(seen.step),
-    };
-    let noted = transact(&master.store, |tx| {
-        namespace_trash::note_clock(&tx, volume, &record);
-        std::future::ready(Ok((tx, ())))
-    });
-    noted.await.map_err(|e| record_failed(&e))
 }

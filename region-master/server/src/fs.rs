@@ -304,7 +304,7 @@ pub async fn change(
         geo::sync::admit(master, volume, &tells, Some(call.session), deadline).await?;
     }
     if let Some(locking) = locking {
-        locking.end(&call, fs, &mut reply).await?;
+        locking.end(&call, fs, &mut reply, deadline).await?;
     }
     // It is known now. What was made stays open, all else is taken back.
     for open in opened.iter_mut().chain(&mut told_open) {

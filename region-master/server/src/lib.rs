@@ -16,6 +16,7 @@
 //! - [`desk`]: what it keeps in memory, `custody` what a custodian begins and ends with. [`founding`]: who is of this region, and who of another one of its name.
 //! - [`global`]: the group of the masters of all regions.
 //! - [`lead`]: what a leader does besides answering, `reap` about sessions and inodes. [`house`]: chunks and their copies.
+//! - `lapsed`: what is kept of sessions that are away, and how long. `steady`: what was seen of the clock that says so.
 //! - [`seat`]: what is kept in memory of one volume.
 //! - [`service`], [`sessions`], [`fs`]: the framed stream. [`rpc`], [`status`]: gRPC.
 //! - [`promises`]: recalls, grants, and the gate before a commit.
@@ -45,6 +46,7 @@ pub mod global;
 pub mod house;
 pub mod ids;
 mod kept;
+mod lapsed;
 pub mod lead;
 pub mod locks;
 pub mod master;
@@ -66,6 +68,7 @@ pub mod server;
 pub mod service;
 pub mod sessions;
 pub mod status;
+mod steady;
 pub mod tickets;
 pub mod trash;
 pub mod tree;

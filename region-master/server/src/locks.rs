@@ -5,6 +5,8 @@
 //!   Lock -> gate of the inode -> change -> held                     -> answer
 //!                                   \---> conflict -> queue, judge  -> answer "queued" (or EDEADLK)
 //!   Unlock, a session's end -> change -> the inode's queue is looked through behind the same gate -> notice, until it is answered
+//!   HoldLocks -> gate -> change -> none is on record, nobody waits, nobody else has the file open -> the session gives them by itself, until they are recalled
+//!   RecordLocks, before such a recall is answered -> change: past the gate, where whoever had them recalled waits
 //! ```
 //! Whoever waits occupies nothing but its place in the queue. The gate keeps those who come later from what is granted to those who wait.
 
@@ -34,6 +36,7 @@ use tokio::time::Instant;
 use crate::errors::record_failed;
 use crate::fs::context;
 use crate::master::Master;
+use crate::promises;
 use crate::records::transact;
 
 /// Notices that aren't answered are sent again so often, and queues looked through again.
@@ -106,6 +109,7 @@ pub async fn begin(
         Some(Op::Lock(r)) => r.inode,
         Some(Op::Unlock(r)) => r.inode,
         Some(Op::CancelLock(r)) => r.inode,
+        Some(Op::HoldLocks(r)) => r.inode,
         _ => return Ok(None),
     };
     let passed = tokio::time::timeout_at(deadline, master.lock_gates.pass(InodeId(inode)))
@@ -125,6 +129,7 @@ impl Locking {
         call: &SessionCall,
         request: &FsRequest,
         reply: &mut FsReply,
+        deadline: Instant,
     ) -> Result<(), CallError> {
         let (Some(Op::Lock(lock)), Some(Reply::Locked(locked))) = (&request.op, &mut reply.reply) else {
             return Ok(());
@@ -132,7 +137,7 @@ impl Locking {
         let id = (call.session, lock.wait);
         match locked.state() {
             LockState::Queued => {
-                let answer = self.queue(call, lock).await?;
+                let answer = self.queue(call, lock, deadline).await?;
                 reply.reply = Some(answer);
             }
             // What was lost, or is waited for no more, wasn't granted later.
@@ -144,9 +149,16 @@ impl Locking {
         Ok(())
     }
 
-    async fn queue(&mut self, call: &SessionCall, lock: &Lock) -> Result<Reply, CallError> {
+    async fn queue(
+        &mut self,
+        call: &SessionCall,
+        lock: &Lock,
+        deadline: Instant,
+    ) -> Result<Reply, CallError> {
         let (master, term) = (self.master.clone(), self.term);
         let id = (call.session, lock.wait);
+        // A recorded outcome is old: by now somebody may give the inode's locks by himself. Behind the gate nobody begins to.
+        promises::admit_locks(&master, term, call.session, InodeId(lock.inode), deadline).await?;
         let wait = Wait {
             id,
             incarnation: call.incarnation,

@@ -89,11 +89,11 @@ pub const NAMES: &[Name] = &[
 
 const REPLICA_AGE_SECONDS: Name = Name(
     "mooseng_master_replica_age_seconds",
-    "Seconds for which a region has lacked what it lacks of a volume, data included, by volume and region: of volumes whose home this master leads, 0 where nothing is lacking; counted from when this master began to lead, where something was lacking before",
+    "Seconds for which a region has lacked what it lacks of a volume, data included, by volume and region: of volumes whose home this master leads, 0 where nothing is lacking; none while that isn't known: until the region has said where it is, and, of what was lacking before this master began to lead, until it has that",
 );
 const REPLICA_LOG_BYTES: Name = Name(
     "mooseng_master_replica_log_bytes",
-    "About how many bytes of a volume's log lie behind where a region is complete, by volume and region: of volumes whose home this master leads",
+    "About how many bytes of a volume's log lie behind where a region is complete, by volume and region: of volumes whose home this master leads; none while that isn't known",
 );
 const REQUESTS: Name = Name("mooseng_master_requests", "Requests on framed streams, by method");
 const ERRORS: Name = Name(
@@ -571,16 +571,21 @@ impl Metrics {
     }
 
     /// For how many seconds a region has lacked what it lacks of a volume, and how many bytes of the log that is; none where nobody knows, or others are to tell.
-    pub fn replica_behind(&self, volume: VolumeId, region: &str, behind: Option<(f64, u64)>) {
+    pub fn replica_behind(&self, volume: VolumeId, region: &str, age: Option<f64>, bytes: Option<u64>) {
         let of = VolumeRegion { volume: volume.0.into(), region: region.to_owned() };
-        match behind {
-            Some((age, bytes)) => {
+        match age {
+            Some(age) => {
                 self.replica_age.get_or_create(&of).set(age);
-                let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-                self.replica_log_bytes.get_or_create(&of).set(bytes);
             }
             None => {
                 self.replica_age.remove(&of);
+            }
+        }
+        match bytes.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX)) {
+            Some(bytes) => {
+                self.replica_log_bytes.get_or_create(&of).set(bytes);
+            }
+            None => {
                 self.replica_log_bytes.remove(&of);
             }
         }
@@ -605,9 +610,11 @@ mod tests {
         let mut registry = Registry::default();
         let metrics = Metrics::new(&mut registry);
         metrics.answered("Renew", Some("BUSY"), 0.1);
-        metrics.replica_behind(VolumeId(7), "b", Some((1.5, 300)));
-        metrics.replica_behind(VolumeId(7), "c", Some((1.5, 300)));
-        metrics.replica_behind(VolumeId(7), "c", None);
+        metrics.replica_behind(VolumeId(7), "b", Some(1.5), Some(300));
+        metrics.replica_behind(VolumeId(7), "c", Some(1.5), Some(300));
+        metrics.replica_behind(VolumeId(7), "c", None, None);
+        metrics.replica_behind(VolumeId(7), "d", Some(2.5), Some(300));
+        metrics.replica_behind(VolumeId(7), "d", None, Some(400));
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         let page =
@@ -622,6 +629,9 @@ mod tests {
         }
         let age = "mooseng_master_replica_age_seconds{volume=\"7\",region=\"b\"} 1.5";
         assert!(text.contains(age) && !text.contains("region=\"c\""), "{text}");
+        let bytes = "mooseng_master_replica_log_bytes{volume=\"7\",region=\"d\"} 400";
+        let unknown = "mooseng_master_replica_age_seconds{volume=\"7\",region=\"d\"}";
+        assert!(text.contains(bytes) && !text.contains(unknown), "{text}");
         assert_eq!(text.matches("# TYPE ").count(), NAMES.len());
         assert_eq!(page.lines().filter(|l| l.starts_with("| `")).count(), NAMES.len());
     }

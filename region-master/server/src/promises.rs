@@ -26,7 +26,7 @@ mod reads;
 
 pub use gate::ChangeGate;
 pub use keep::keep;
-pub use reads::{RestsOn, admit_read, admit_source, promised_by_read, told_by_read};
+pub use reads::{RestsOn, admit_locks, admit_read, admit_source, promised_by_read, told_by_read};
 
 /// Recalls in one notice.
 const RECALLS_PER_NOTICE: usize = 256;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use mooseng_namespace::upkeep;
-use mooseng_namespace::{OpError, SessionCall, sessions as records};
+use mooseng_namespace::{SessionCall, sessions as records};
 use mooseng_region::sessions::Recorded;
 use mooseng_schema::session::SessionRecord;
 use mooseng_wire::call::CallError;
@@ -18,11 +18,11 @@ use crate::errors::{driver_failed, record_failed};
 use crate::fs::context;
 use crate::master::Master;
 use crate::records::transact;
-use crate::{expiry, locks};
+use crate::{expiry, lapsed, locks};
 
 /// How often sessions are looked at.
 const TICK: Duration = Duration::from_millis(200);
-/// Sessions given up at a time: their records are committed together.
+/// Sessions given up, or noted as lapsed, at a time: their records are committed together.
 const GIVEN_UP_AT_ONCE: usize = 64;
 /// How often inodes are freed.
 const REAP_EVERY: Duration = Duration::from_secs(1);
@@ -32,8 +32,6 @@ const REAP_MAX: usize = 64;
 const ORPHANS_PAGE: usize = 256;
 /// Such pages worked off one after the other: what is deleted at once by thousands is freed soon, and other work gets its turn.
 const PAGES_MAX: usize = 8;
-/// How often records of long-lapsed sessions are looked for; more often where they aren't kept for so long.
-const FORGET_EVERY: Duration = Duration::from_secs(600);
 /// Sessions read at a time.
 const SESSIONS_PAGE: usize = 500;
 
@@ -56,10 +54,10 @@ struct House {
     orphans_after: Option<InodeId>,
     trims_after: Option<InodeId>,
     next_forget: Instant,
-    lapsed: Vec<Recorded>,
+    /// Sessions that lapsed, and whose records don't say so yet.
+    unnoted: Vec<Recorded>,
+    lapsed: lapsed::Lapsed,
     expiry: expiry::Expiry,
-    /// At the last look there was a session for which files are kept that it may have open.
-    was_awaited: bool,
 }
 
 impl House {
@@ -70,10 +68,10 @@ impl House {
             next_reap: now + REAP_EVERY,
             orphans_after: None,
             trims_after: None,
-            next_forget: now + forget_every(master),
-            lapsed: Vec::new(),
+            next_forget: now + lapsed::forget_every(master),
+            unnoted: Vec::new(),
+            lapsed: lapsed::Lapsed::new(volume),
             expiry: expiry::Expiry::new(volume),
-            was_awaited: false,
         }
     }
 
@@ -83,68 +81,57 @@ impl House {
         if Instant::now() >= self.next_reap {
             self.next_reap = Instant::now() + REAP_EVERY;
             troubles.extend(self.expiry.tick(master).await.err());
+            troubles.extend(self.lapsed.tick(master).await.err());
             troubles.extend(self.reap(master).await.err());
             troubles.extend(self.trim(master).await.err());
         }
         if Instant::now() >= self.next_forget {
-            self.next_forget = Instant::now() + forget_every(master);
-            troubles.extend(forget_sessions(master, self.volume).await.err());
+            self.next_forget = Instant::now() + lapsed::forget_every(master);
+            troubles.extend(self.lapsed.forget(master).await.err());
         }
         for error in troubles {
             tracing::info!(error = %error.message, "a piece of housekeeping failed and is tried again");
         }
     }
 
-    /// Notes lapsed sessions in the store, so that nothing of theirs that is still under way commits.
+    /// Notes lapsed sessions in the store, so that nothing of theirs that is still under way commits. What they were promised others get only then: a next leader
+    /// that knows nothing of a lapse would take the session for having it still.
     async fn lapse(&mut self, master: &Master) {
         let (lapsed, late) = master.desk(|desk| {
             let now = master.clock.boot();
             let lapsed = desk.sessions.lapse(self.volume, now);
             for recorded in &lapsed {
-                desk.forget_session(recorded.session);
+                // Its record says that it lapsed, and not that it was given up.
+                desk.overdue.remove(&recorded.session);
             }
             (lapsed, desk.give_up_waiting(self.volume, now))
         });
         if !late.is_empty() {
             give_up(master, late).await;
         }
-        if !lapsed.is_empty() {
-            master.recalls_answered.notify_waiters();
-        }
         for session in &lapsed {
             tracing::info!(session = session.session.0, host = session.host, "a session's lease ran out");
             master.metrics.lapsed.inc();
         }
-        self.lapsed.extend(lapsed);
-        let now_ns = master.clock.unix_ns();
-        while let Some(session) = self.lapsed.last() {
-            let (id, incarnation) = (session.session, session.incarnation.0);
-            let noted = transact(&master.store, |tx| async move {
-                // It may have come back meanwhile, as a newer incarnation.
-                let record = records::load_session(&tx, id).await?;
-                if record.is_some_and(|record| record.incarnation == incarnation) {
-                    records::lapse_session(&tx, id, now_ns).await?;
-                }
-                Ok((tx, ()))
-            })
-            .await;
-            match noted {
-                Ok(()) => {
-                    if let Err(error) = locks::free(master, id).await {
-                        tracing::info!(session = id.0, error = %error.message, "a lapsed session's locks are freed later");
-                    }
-                    self.lapsed.pop()
-                }
-                Err(error) => {
-                    tracing::info!(session = id.0, %error, "a lapse can't be noted yet; trying on");
-                    return;
-                }
-            };
+        self.unnoted.extend(lapsed);
+        if self.unnoted.is_empty() {
+            return;
         }
+        let now_ns = match self.lapsed.begin(master).await {
+            Ok(now_ns) => now_ns,
+            Err(error) => {
+                tracing::info!(error = %error.message, "lapses can't be noted yet; trying on");
+                return;
+            }
+        };
+        let unnoted = std::mem::take(&mut self.unnoted).into_iter();
+        let noting = unnoted.map(|session| note_lapse(master, session, now_ns));
+        let left = futures::stream::iter(noting).buffer_unordered(GIVEN_UP_AT_ONCE);
+        self.unnoted = left.filter_map(std::future::ready).collect().await;
     }
 
     async fn reap(&mut self, master: &Master) -> Result<(), CallError> {
-        if self.keeps_opens(master).await? {
+        if self.lapsed.keeps_opens(master, !self.unnoted.is_empty()).await? {
             return Ok(());
         }
         for _ in 0..PAGES_MAX {
@@ -154,22 +141,6 @@ impl House {
             }
         }
         Ok(())
-    }
-
-    /// Whether files without a name are kept for a session that may have them open still: its lease ran out a short while ago, here or at the home before, and it
-    /// hasn't come back. Nobody knows any more what it had open.
-    async fn keeps_opens(&mut self, master: &Master) -> Result<bool, CallError> {
-        let keep_s = master.config.house.opens_kept_s;
-        if keep_s == 0 {
-            return Ok(false);
-        }
-        let since = before(master, keep_s);
-        let is_awaited = |record: &SessionRecord| record.lapsed_ns.is_some_and(|at| at >= since);
-        let awaited = !self.lapsed.is_empty()
-            || all_sessions(master, self.volume).await?.iter().any(|(_, record)| is_awaited(record));
-        // One that comes back is first on record again, and then says what it has open.
-        let was_awaited = std::mem::replace(&mut self.was_awaited, awaited);
-        Ok(awaited || was_awaited)
     }
 
     async fn reap_page(&mut self, master: &Master) -> Result<(), CallError> {
@@ -225,6 +196,41 @@ impl House {
     }
 }
 
+/// Notes that a session has lapsed. Answers it if that couldn't be done.
+async fn note_lapse(master: &Master, session: Recorded, now_ns: i64) -> Option<Recorded> {
+    let (id, incarnation) = (session.session, session.incarnation.0);
+    let noted = transact(&master.store, |tx| async move {
+        // It may have come back meanwhile, as a newer incarnation.
+        let record = records::load_session(&tx, id).await?;
+        if record.is_some_and(|record| record.incarnation == incarnation) {
+            records::lapse_session(&tx, id, now_ns).await?;
+        }
+        Ok((tx, ()))
+    })
+    .await;
+    if let Err(error) = noted {
+        tracing::info!(session = id.0, %error, "a lapse can't be noted yet; trying on");
+        return Some(session);
+    }
+    forget_life(master, id, incarnation);
+    if let Err(error) = locks::free(master, id).await {
+        tracing::info!(session = id.0, error = %error.message, "a lapsed session's locks are freed later");
+    }
+    None
+}
+
+/// A life of a session is over, on record: nobody waits for it any more. If the session is there again, it is as a newer life, which was promised nothing of this one's.
+fn forget_life(master: &Master, id: SessionId, incarnation: u64) {
+    master.desk(|desk| {
+        let newer = desk.sessions.recorded(id).is_some_and(|there| there.incarnation.0 > incarnation);
+        if !newer {
+            desk.sessions.remove(id);
+            desk.forget_session(id);
+        }
+    });
+    master.recalls_answered.notify_waiters();
+}
+
 /// Lets opens go again when the reap is over.
 struct Reaping<'a> {
     master: &'a Master,
@@ -248,40 +254,6 @@ async fn free(master: &Master, volume: VolumeId, inodes: &[InodeId]) -> Result<u
         Some(Reply::Reaped(reaped)) => reaped.freed,
         _ => 0,
     })
-}
-
-/// So many seconds ago.
-fn before(master: &Master, seconds: u64) -> i64 {
-    let ns = i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1_000_000_000);
-    master.clock.unix_ns().saturating_sub(ns)
-}
-
-fn forget_every(master: &Master) -> Duration {
-    FORGET_EVERY.min(Duration::from_secs(master.config.house.outcomes_kept_s))
-}
-
-/// Forgets a volume's sessions that lapsed long ago, with their outcomes.
-async fn forget_sessions(master: &Master, volume: VolumeId) -> Result<(), CallError> {
-    // By its record it is known that a session may come back.
-    let house = &master.config.house;
-    let before = before(master, house.outcomes_kept_s.max(house.opens_kept_s));
-    let old = |record: &SessionRecord| record.lapsed_ns.is_some_and(|at| at < before);
-    for (id, _) in all_sessions(master, volume).await?.into_iter().filter(|(_, record)| old(record)) {
-        let gone = transact(&master.store, |tx| async move {
-            let record = records::load_session(&tx, id).await?;
-            let goes = record.is_none_or(|record| record.lapsed_ns.is_some_and(|at| at < before));
-            if goes {
-                records::close_session(&tx, id).await?;
-            }
-            Ok::<_, OpError>((tx, goes))
-        })
-        .await
-        .map_err(|e| record_failed(&e))?;
-        if gone {
-            master.desk(|desk| desk.seat_mut(volume).ids.unbind(id));
-        }
-    }
-    Ok(())
 }
 
 /// Sessions that followed no home that was lost aren't waited for any more: what they may still buffer they don't have alone any more.

@@ -141,7 +141,9 @@ pub fn put_on(rule: &MountRule, request: &mut FsRequest) -> Option<FsReply> {
     }
     let changes = match &request.op {
         // Locks are allowed where nothing can be written, as on a local filesystem.
-        Some(Op::Lock(_) | Op::Unlock(_) | Op::CancelLock(_)) => false,
+        Some(Op::Lock(_) | Op::Unlock(_) | Op::CancelLock(_) | Op::HoldLocks(_) | Op::RecordLocks(_)) => {
+            false
+        }
         Some(Op::Open(open)) => open.flags & ACCESS_MODE != READ_ONLY || open.flags & TRUNCATE != 0,
         Some(Op::Access(access)) => access.mask & WRITE != 0,
         Some(

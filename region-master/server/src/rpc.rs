@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mooseng_raft::{Member, RaftError};
-use mooseng_region::Liveness;
+use mooseng_region::placement;
 use mooseng_transport::grpc::administration_server::Administration;
 use mooseng_transport::grpc::registry_server::Registry;
 use mooseng_transport::{peer_of, trace};
@@ -120,20 +120,10 @@ fn may_drain(master: &Master, name: &str) -> Result<(), Status> {
     if master.serving().is_err() {
         return Ok(());
     }
-    let (now, least) = (master.clock.boot(), master.config.min_copies);
+    let now = master.clock.boot();
     let candidates = master.desk(|desk| desk.registry.candidates(now));
-    if !candidates.iter().any(|c| c.name == name && !c.draining) {
-        return Ok(());
-    }
-    let left = candidates.iter().filter(|c| c.name != name && !c.draining && c.liveness == Liveness::Alive);
-    let left = left.count();
-    if left >= least {
-        return Ok(());
-    }
-    let message = format!(
-        "chunkserver {name} can't be drained: {left} living chunkservers would be left that aren't drained, and a new chunk needs {least} (`min_copies`), so that no file data could be written, and chunks had nowhere to go. Start another chunkserver first, or take one back into use (`mooseng chunkservers undrain`)"
-    );
-    Err(Status::invalid_argument(message))
+    placement::may_drain(&candidates, name, master.config.min_copies)
+        .map_err(|refused| Status::invalid_argument(refused.to_string()))
 }
 
 /// What the regions refuse to agree on.

@@ -62,6 +62,7 @@ pub async fn open(
     let opens: Vec<InodeId> = request.opens.iter().map(|o| InodeId(o.inode)).collect();
     let order = request.order;
     let id = SessionId(request.session);
+    let home = master.epoch(volume);
     let decided = if request.session == 0 {
         Decided::FromRecord
     } else {
@@ -108,6 +109,17 @@ pub async fn open(
                             session = id.0,
                             directory,
                             "a directory in which a session has changes to tell was promised to another one already"
+                        );
+                    }
+                }
+                // Under another home they are taken as records, below.
+                let is_same_home = [0, home.0].contains(&request.locks_home);
+                for inode in request.locks_alone.iter().filter(|_| is_same_home) {
+                    if !desk.promises.reclaim_locks(id, InodeId(*inode)) {
+                        tracing::error!(
+                            session = id.0,
+                            inode,
+                            "an inode of which a session has given locks by itself was promised to another one already"
                         );
                     }
                 }
@@ -177,6 +189,7 @@ pub async fn open(
         home_epoch: master.epoch(volume).0,
         locks_reclaimed: reclaimed.is_some(),
         locks_lost: reclaimed.unwrap_or_default(),
+        locks_alone: true,
     })
 }
 

@@ -485,6 +485,7 @@ async fn a_home_begins_where_its_data_is_and_says_what_was_lost() {
     caught_up(&regions, "b").await;
     let (still, applied) = complete(&regions).await.unwrap();
     assert!(still == cut && applied > cut, "{still} of {applied}");
+    let heard_by = serving(&regions, "b").unwrap().clone();
 
     regions.kill_region("a").await;
     serves_as_home(&regions, "b", 2).await;
@@ -508,10 +509,12 @@ async fn a_home_begins_where_its_data_is_and_says_what_was_lost() {
     assert!(loss.undone >= 4 && loss.named.is_none(), "{loss:?}");
     assert!(loss.sessions.iter().any(|of| of.session == session && of.entries >= 3), "{loss:?}");
     // Of when what is lost is, at once: from when the next home had all, to when that began; and of when what it undid is.
-    let (since, from, upto) =
-        (loss.since_ns.unwrap(), loss.undone_from_ns.unwrap(), loss.undone_upto_ns.unwrap());
+    let (from, upto) = (loss.undone_from_ns.unwrap(), loss.undone_upto_ns.unwrap());
+    assert!(began_ns <= from && from <= upto && upto <= loss.at_ns, "{loss:?}");
+    // Another leader wouldn't have heard it.
+    assert!(loss.since_ns.is_some() || !Arc::ptr_eq(&heard_by, &master), "{loss:?}");
     let way = 1_000_000_000;
-    assert!(began_ns <= since && since <= from + way && from <= upto && upto <= loss.at_ns, "{loss:?}");
+    assert!(loss.since_ns.is_none_or(|since| began_ns <= since && since <= from + way), "{loss:?}");
     let told = losses::list_losses(&master, 0).await.unwrap().losses.remove(0);
     assert_eq!((told.since_ns, told.undone_from_ns), (loss.since_ns, loss.undone_from_ns));
     assert!(told.cut_ns.is_none_or(|cut| cut <= from), "{told:?}");

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 
 mod common;
+#[path = "region/lapsed.rs"]
+mod lapsed;
 #[path = "region/revocations.rs"]
 mod revocations;
 
@@ -9,10 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{Cluster, identity, until};
-use mooseng_namespace::sessions::load_session;
 use mooseng_ports::clock::{ManualClock, OsClock};
-use mooseng_schema::session::SessionRecord;
-use mooseng_store::Store;
 use mooseng_transport::grpc::administration_client::AdministrationClient;
 use mooseng_transport::grpc::registry_client::RegistryClient;
 use mooseng_transport::{CallFailure, Link, LinkOptions, PlainNetwork, grpc_channel};
@@ -28,7 +27,7 @@ use mooseng_wire::fs::{
 };
 use mooseng_wire::method::Method;
 use mooseng_wire::session::{CloseSession, OpenSession, Request, Response, SessionClosed, SessionOpened};
-use mooseng_wire::{Identity, ROOT_INODE, Role, SessionId};
+use mooseng_wire::{Identity, ROOT_INODE, Role};
 
 fn mkdir(name: &str) -> Op {
     Op::Mkdir(Mkdir { parent: ROOT_INODE.0, name: name.to_owned().into(), mode: 0o755, alone: false })
@@ -282,57 +281,6 @@ async fn an_unlinked_file_lives_while_it_is_open() {
     until("the released one is freed", async || gone(open).await).await;
     let refused = client.change(Op::Reap(Reap { inodes: vec![1] })).await.unwrap_err();
     assert_eq!(refused.0, ErrorCode::PermissionDenied);
-}
-
-async fn on_record(cluster: &Cluster, session: u64) -> Option<SessionRecord> {
-    let tx = cluster.running[0].as_ref().unwrap().master().store.begin();
-    load_session(&tx, SessionId(session)).await.unwrap()
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lapsed_sessions_outcomes_are_kept_for_as_long_as_is_set() {
-    let clock = ManualClock::default();
-    let shared = Arc::new(clock.clone());
-    let cluster = Cluster::start_with(1, shared, |config| config.house.outcomes_kept_s = 1).await;
-    let client = cluster.client("c").await;
-    let session = client.open(&[]).await.unwrap().session;
-    client.change_as(1, mkdir("d")).await.unwrap();
-    clock.advance(Duration::from_secs(11));
-    until("the lapse is noted", async || {
-        on_record(&cluster, session).await.is_some_and(|record| record.lapsed_ns.is_some())
-    })
-    .await;
-    clock.advance(Duration::from_secs(2));
-    until("it is forgotten", async || on_record(&cluster, session).await.is_none()).await;
-    // Never executed again.
-    assert_eq!(client.open(&[]).await.unwrap_err().0, ErrorCode::SessionExpired);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_unlinked_file_is_kept_for_a_session_that_lapsed_and_may_come_back() {
-    let clock = ManualClock::default();
-    let shared = Arc::new(clock.clone());
-    let cluster = Cluster::start_with(1, shared, |config| config.house.opens_kept_s = 60).await;
-    let client = cluster.client("c").await;
-    let session = client.open(&[]).await.unwrap().session;
-    let file = created(client.change(create("f")).await.unwrap());
-    client.change(unlink("f")).await.unwrap();
-    let lapsed = async || on_record(&cluster, session).await.is_some_and(|record| record.lapsed_ns.is_some());
-    clock.advance(Duration::from_secs(11));
-    until("the lapse is noted", async || lapsed().await).await;
-    // Two rounds in which it would be freed.
-    tokio::time::sleep(Duration::from_millis(2_500)).await;
-    let opened = client.open(&[file]).await.unwrap();
-    assert_eq!((opened.session, opened.incarnation, opened.lapsed), (session, 2, true));
-    let get = Op::GetAttr(GetAttr { inode: file });
-    assert_eq!(entry(client.read(get.clone()).await.unwrap()), file);
-    // And no longer than that.
-    clock.advance(Duration::from_secs(11));
-    until("it has lapsed again", async || lapsed().await).await;
-    clock.advance(Duration::from_secs(61));
-    let other = cluster.client("d").await;
-    other.open(&[]).await.unwrap();
-    until("it is freed", async || matches!(other.read(get.clone()).await.unwrap(), Reply::Errno(_))).await;
 }
 
 /// The namespace's part of a copy is tested there. Here: who may hold back data of the source is asked for it first.

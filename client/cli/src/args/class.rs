@@ -87,6 +87,9 @@ pub struct ClassSet {
     /// Any chunkserver will do.
     #[arg(long, conflicts_with = "labels")]
     pub no_labels: bool,
+    /// Only say what would be copied, and what that would mean.
+    #[arg(long)]
+    pub plan: bool,
     #[command(flatten)]
     pub of: OwnOf,
     /// A configuration whose certificate has the role admin.
@@ -130,6 +133,9 @@ pub struct ClassAssign {
     /// Also everything below it in the same volume. It takes a request for some hundred entries; what is moved meanwhile may be passed over, then run it again.
     #[arg(short, long)]
     pub recursive: bool,
+    /// Only say what would be copied, as far as that is known, and what that would mean.
+    #[arg(long)]
+    pub plan: bool,
     /// A configuration whose certificate has the role admin.
     #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
     pub config: PathBuf,

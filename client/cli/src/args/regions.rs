@@ -46,6 +46,9 @@ pub struct RegionAdd {
     /// It has a voice, one master, and no data.
     #[arg(long)]
     pub witness: bool,
+    /// Only say what would happen; no token is printed.
+    #[arg(long)]
+    pub plan: bool,
     /// A configuration whose certificate has the role admin.
     #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
     pub config: PathBuf,
@@ -58,6 +61,9 @@ pub struct RegionAdd {
 pub struct RegionRemove {
     /// Its name.
     pub name: String,
+    /// Only say what would happen.
+    #[arg(long)]
+    pub plan: bool,
     /// A configuration whose certificate has the role admin.
     #[arg(long, env = "MOOSENG_CONFIG", value_name = "FILE")]
     pub config: PathBuf,
@@ -135,7 +141,7 @@ pub struct VolumeCreate {
     /// All regions that are to have it, the home among them; otherwise those that have the root volume, and the home.
     #[arg(long, value_name = "A,B", value_delimiter = ',')]
     pub regions: Vec<String>,
-    /// Only say whether it could be made.
+    /// Only say whether it could be made, and what that would mean.
     #[arg(long)]
     pub plan: bool,
     /// A configuration whose certificate has the role admin.
@@ -151,7 +157,7 @@ pub struct VolumeDelete {
     /// The volume: the directory at which it is joined, by its path from the root of the filesystem, or its number.
     #[arg(value_name = "PATH")]
     pub volume: String,
-    /// Only say whether it could be deleted.
+    /// Only say whether it could be deleted, and what would go with it.
     #[arg(long)]
     pub plan: bool,
     /// Also where failovers of it have lost something: what regions have put aside of that, or will once they are back, goes with it.

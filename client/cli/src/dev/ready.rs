@@ -4,6 +4,9 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+/// An answer has fewer bytes: metrics are some tens of kilobytes.
+const ANSWER_MAX: u64 = 4 << 20;
+
 /// What a health endpoint said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
@@ -24,7 +27,7 @@ pub fn ask(address: &str, path: &str) -> Health {
     }
 }
 
-/// A GET by hand: loopback, one short answer, no dependency.
+/// A GET by hand: loopback, one answer, no dependency.
 pub fn get(address: &str, path: &str, timeout: Duration) -> std::io::Result<(u16, String)> {
     let socket: SocketAddr = address.parse().map_err(std::io::Error::other)?;
     let mut stream = TcpStream::connect_timeout(&socket, timeout)?;
@@ -33,7 +36,7 @@ pub fn get(address: &str, path: &str, timeout: Duration) -> std::io::Result<(u16
     let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes())?;
     let mut answer = String::new();
-    stream.take(64 << 10).read_to_string(&mut answer)?;
+    stream.take(ANSWER_MAX).read_to_string(&mut answer)?;
     let status = answer.split(' ').nth(1).and_then(|s| s.parse().ok());
     let body = answer.split_once("\r\n\r\n").map(|(_, b)| b.to_owned()).unwrap_or_default();
     Ok((status.ok_or_else(|| std::io::Error::other("the answer isn't HTTP"))?, body))

@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
-use mooseng_client::{FsStatus, Tree};
-use mooseng_fuse::{Figures, Operation, Operations};
+use mooseng_client::{CacheCounts, FsStatus, Tree};
+use mooseng_fuse::{Figures, Operation, Operations, Spread};
 use mooseng_transport::observe::Metrics;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -58,6 +58,11 @@ const METRICS: &[Metric] = &[
         "mooseng_mount_alone_corrected",
         "Attributes of what was made alone that the region had otherwise than they were shown",
         |s| s.alone_corrected,
+    ),
+    counter(
+        "mooseng_mount_locks_alone",
+        "Locks given without a request, of files that nobody else had open",
+        |s| s.locks_alone,
     ),
     counter(
         "mooseng_mount_paced",
@@ -121,6 +126,27 @@ const VOLUMES: &[OfVolume] = &[
     },
 ];
 
+/// A counter of each cache, labelled `cache`.
+struct OfCache {
+    name: &'static str,
+    help: &'static str,
+    value: fn(&CacheCounts) -> u64,
+}
+
+/// All of those.
+const CACHES: &[OfCache] = &[
+    OfCache {
+        name: "mooseng_mount_cache_hits",
+        help: "How often a cache of the mount had what was asked of it, by `cache`",
+        value: |c| c.hits,
+    },
+    OfCache {
+        name: "mooseng_mount_cache_misses",
+        help: "How often it hadn't, and others were asked, by `cache`",
+        value: |c| c.misses,
+    },
+];
+
 /// A counter of each kind of operation, labelled `operation`.
 struct OfOperation {
     name: &'static str,
@@ -163,6 +189,34 @@ const OPERATIONS: &[OfOperation] = &[
     },
 ];
 
+/// How long operations took, as a histogram labelled `operation`. Its buckets are wide, for there is one of each bound and operation at each mount; `mooseng profile` has
+/// narrower ones.
+const SECONDS: (&str, &str) = (
+    "mooseng_mount_operations_seconds",
+    "Seconds from a request of the kernel to its answer, by `operation`; of kinds of which there were any",
+);
+
+/// Where the first of its buckets ends, in microseconds; the others four times as far each.
+const FIRST_US: u64 = 64;
+/// The last bound is 67 seconds.
+const BOUNDS: u32 = 11;
+
+/// The counts of a histogram's buckets, with their upper bounds in seconds.
+fn buckets(spread: &Spread) -> Vec<(f64, u64)> {
+    let mut rest = spread.buckets.iter().peekable();
+    let mut buckets: Vec<(f64, u64)> = Vec::new();
+    for bound_us in (0..BOUNDS).map(|n| FIRST_US << (2 * n)) {
+        let mut count = 0;
+        // Each bound is also one of theirs.
+        while let Some(bucket) = rest.next_if(|bucket| bucket.below_us <= bound_us) {
+            count += bucket.count;
+        }
+        buckets.push((bound_us as f64 / 1e6, count));
+    }
+    buckets.push((f64::INFINITY, rest.map(|bucket| bucket.count).sum()));
+    buckets
+}
+
 struct FromOperations(Arc<Operations>);
 
 impl std::fmt::Debug for FromOperations {
@@ -187,6 +241,18 @@ impl Collector for FromOperations {
                 }
             }
         }
+        let (name, help) = SECONDS;
+        let mut out = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for operation in Operation::ALL {
+            let (spread, figures) = (self.0.spread(*operation), self.0.figures(*operation));
+            if spread.count() == 0 {
+                continue;
+            }
+            let labels = [("operation", operation.name())];
+            let (seconds, buckets) = (figures.total_us as f64 / 1e6, buckets(&spread));
+            let mut out = out.encode_family(&labels)?;
+            out.encode_histogram::<NoLabelSet>(seconds, spread.count(), &buckets, None)?;
+        }
         Ok(())
     }
 }
@@ -208,6 +274,13 @@ impl Collector for FromStatus {
             match metric.kind {
                 MetricType::Counter => ConstCounter::new(value).encode(out)?,
                 _ => ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)).encode(out)?,
+            }
+        }
+        for metric in CACHES {
+            let mut out = encoder.encode_descriptor(metric.name, metric.help, None, MetricType::Counter)?;
+            for (cache, counts) in &status.caches {
+                let labels = [("cache", *cache)];
+                ConstCounter::new((metric.value)(counts)).encode(out.encode_family(&labels)?)?;
             }
         }
         let of_volumes: Vec<(String, FsStatus)> = std::iter::once(self.0.root().clone())
@@ -238,7 +311,39 @@ pub fn register(metrics: &Metrics, tree: Tree) {
 
 #[cfg(test)]
 mod tests {
+    use mooseng_fuse::Bucket;
+
     use super::*;
+
+    #[test]
+    fn a_histogram_counts_each_operation_once() {
+        let bucket = |from_us, below_us, count| Bucket { from_us, below_us, count };
+        let spread = Spread {
+            longest_us: 1 << 40,
+            buckets: vec![
+                bucket(3, 4, 1),
+                bucket(56, 64, 2),
+                bucket(64, 80, 4),
+                bucket(224, 256, 8),
+                bucket(256, 320, 16),
+                bucket(1 << 31, u64::MAX, 32),
+            ],
+        };
+        let buckets = buckets(&spread);
+        assert_eq!(buckets.len(), 12);
+        assert_eq!(buckets[..4], [(0.000_064, 3), (0.000_256, 12), (0.001_024, 16), (0.004_096, 0)]);
+        assert_eq!(buckets[10..], [(67.108_864, 0), (f64::INFINITY, 32)]);
+        assert_eq!(buckets.iter().map(|(_, count)| count).sum::<u64>(), spread.count());
+    }
+
+    #[test]
+    fn what_was_never_asked_for_has_no_buckets() {
+        let metrics = Metrics::default();
+        register_operations(&metrics, Arc::default());
+        let text = metrics.encode();
+        assert!(text.contains("# TYPE mooseng_mount_operations_seconds histogram"), "{text}");
+        assert!(!text.contains("mooseng_mount_operations_seconds_bucket"), "{text}");
+    }
 
     #[test]
     fn the_documentation_lists_every_metric() {
@@ -246,8 +351,11 @@ mod tests {
             std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics/mount.md"))
                 .unwrap();
         let of_volumes = VOLUMES.iter().map(|m| (m.name, MetricType::Gauge));
+        let of_caches = CACHES.iter().map(|m| (m.name, MetricType::Counter));
         let of_operations = OPERATIONS.iter().map(|m| (m.name, m.kind));
-        let all = METRICS.iter().map(|m| (m.name, m.kind)).chain(of_volumes).chain(of_operations);
+        let seconds = std::iter::once((SECONDS.0, MetricType::Histogram));
+        let all = METRICS.iter().map(|m| (m.name, m.kind)).chain(of_caches).chain(of_volumes);
+        let all = all.chain(of_operations).chain(seconds);
         let wanted = all.map(|(name, kind)| match kind {
             MetricType::Counter => format!("{name}_total"),
             _ => name.to_owned(),

@@ -2,7 +2,7 @@
 
 use mooseng_wire::admin::delete_volume_request::Which;
 use mooseng_wire::admin::{
-    CreateVolumeReply, CreateVolumeRequest, DeleteVolumeReply, DeleteVolumeRequest, Volume,
+    CreateVolumeReply, CreateVolumeRequest, DeleteVolumeReply, DeleteVolumeRequest, ListTrashRequest, Volume,
 };
 use serde_json::{Value, json};
 
@@ -11,6 +11,8 @@ use super::{Named, durability, shape};
 use crate::args::{Durability, Format, VolumeCreate, VolumeDelete};
 use crate::config::ClientFile;
 use crate::exit::Failure;
+use crate::plan::{Plan, volumes};
+use crate::status::Wide;
 use crate::tree::{self, Place};
 use crate::{admin, output};
 
@@ -30,6 +32,16 @@ pub fn run(args: &VolumeCreate) -> Result<(), Failure> {
         plan: args.plan,
     };
     let file = ClientFile::load(&args.config)?;
+    if args.plan {
+        let plan = admin::block_on(async {
+            let place = place_of(&file, &args.path).await?;
+            let parent = place.volume;
+            let home = home_of(&file, parent).await?;
+            let checked = admin::create_volume(&file, &home, asked(place)).await?;
+            planned(&file, args, parent, &checked).await
+        })?;
+        return plan.print(args.output.format);
+    }
     let made = admin::block_on(async {
         let place = place_of(&file, &args.path).await?;
         let home = home_of(&file, place.volume).await?;
@@ -41,12 +53,41 @@ pub fn run(args: &VolumeCreate) -> Result<(), Failure> {
     }
 }
 
+/// What a volume would be that the masters have said could be made.
+async fn planned(
+    file: &ClientFile,
+    args: &VolumeCreate,
+    parent: u32,
+    checked: &CreateVolumeReply,
+) -> Result<Plan, Failure> {
+    let wide = wide(file).await?;
+    let links = admin::links(file, &wide.regions).await;
+    // What is joined at the directory already is another volume than the one in which that lies. Where its home is silent, a plan without it is one, too.
+    let there = tree::find(file, args.path.clone().into_bytes()).await;
+    let there = there.map_or(parent, |place| place.volume);
+    let asked = volumes::Creating {
+        path: &args.path,
+        parent,
+        home: &args.home,
+        geo: args.durability == Durability::Geo,
+        regions: &args.regions,
+        joined: (there != parent).then_some(there),
+    };
+    volumes::create(asked, checked, &wide, &links)
+}
+
+/// What masters of all regions say.
+async fn wide(file: &ClientFile) -> Result<Wide, Failure> {
+    let untold = "It could be done, and what it would mean no master tells: try again. Nothing was changed.";
+    admin::wide(file).await.ok_or_else(|| Failure::unavailable(untold))
+}
+
 /// Deletes one, or says whether it could be deleted.
 pub fn delete(args: &VolumeDelete) -> Result<(), Failure> {
     let named = Named::parse(&args.volume)?;
     let file = ClientFile::load(&args.config)?;
     let (plan, loses_put_aside) = (args.plan, args.although_it_loses_what_was_put_aside);
-    let gone = admin::block_on(async {
+    let (gone, planned) = admin::block_on(async {
         let (which, parent) = match named {
             Named::Number(id) => (Which::Volume(id), parent_of(&file, id).await?),
             // The home looks it up.
@@ -57,14 +98,35 @@ pub fn delete(args: &VolumeDelete) -> Result<(), Failure> {
         };
         let request = DeleteVolumeRequest { which: Some(which), plan, loses_put_aside, parent };
         let home = home_of(&file, parent).await?;
-        admin::delete_volume(&file, &home, request).await
+        let gone = admin::delete_volume(&file, &home, request).await?;
+        let planned = match plan {
+            true => Some(planned_deletion(&file, &gone, loses_put_aside).await?),
+            false => None,
+        };
+        Ok((gone, planned))
     })?;
+    if let Some(plan) = planned {
+        return plan.print(args.output.format);
+    }
     match args.output.format {
         Format::Json => output::json(&json!({
             "version": output::VERSION, "agreed_version": gone.version, "plan": args.plan, "volume": gone.volume, "path": gone.path,
         })),
-        Format::Table => output::text_line(&deleted(&gone, args.plan)),
+        Format::Table => output::text_line(&deleted(&gone)),
     }
+}
+
+/// What would go with a volume that the masters have said could be deleted.
+async fn planned_deletion(
+    file: &ClientFile,
+    checked: &DeleteVolumeReply,
+    loses_put_aside: bool,
+) -> Result<Plan, Failure> {
+    let wide = wide(file).await?;
+    // Only its home knows; a plan without it is one, too.
+    let request = ListTrashRequest { volume: checked.volume, ..ListTrashRequest::default() };
+    let trash = admin::list_trash(file, request).await.ok().and_then(|reply| reply.status);
+    volumes::delete(volumes::Deleting { trash: trash.as_ref(), loses_put_aside }, checked, &wide)
 }
 
 /// The volume in which a directory lies, and its path there.
@@ -121,14 +183,11 @@ fn created_shape(reply: &CreateVolumeReply, plan: bool) -> Value {
     })
 }
 
-fn deleted(reply: &DeleteVolumeReply, plan: bool) -> String {
+fn deleted(reply: &DeleteVolumeReply) -> String {
     let DeleteVolumeReply { volume, path, .. } = reply;
-    match plan {
-        true => format!("Volume {volume}, at {path}, could be deleted. Nothing has changed."),
-        false => format!(
-            "Volume {volume} is deleted; {path} is an ordinary directory, and empty. What the regions stored of the volume isn't cleared yet."
-        ),
-    }
+    format!(
+        "Volume {volume} is deleted; {path} is an ordinary directory, and empty. What the regions stored of the volume isn't cleared yet."
+    )
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use crate::args::{Format, VolumeMove};
 use crate::config::ClientFile;
 use crate::exit::{Failure, Kind};
 use crate::outlook::{self, Outlook};
-use crate::{admin, output};
+use crate::{admin, output, plan};
 
 /// How long it is looked whether the new home takes changes.
 const SERVES_WITHIN: Duration = Duration::from_secs(15);
@@ -124,13 +124,11 @@ impl Move {
         })
     }
 
-    fn text(&self, plan: bool) -> String {
+    fn text(&self, planned: bool) -> String {
         let (from, to) = (&self.before.home, &self.after.home);
         let mut lines = Vec::new();
-        let way = self
-            .round_trip_us
-            .map_or(String::new(), |us| format!(" (round trip {:.1} ms)", us as f64 / 1_000.0));
-        if plan {
+        let way = plan::way(self.round_trip_us);
+        if planned {
             lines.push(format!(
                 "The home of volume {} would move from {from} to {to}{way}.",
                 name(&self.after)
@@ -170,25 +168,18 @@ impl Move {
                 "During it, from when {from} has stopped until {to} has the last change, a loss of {from} is what it is before; then both have everything."
             ));
         }
-        for (before, after) in &self.losses {
-            if before == after {
-                lines.push(format!("If {} were lost, before and after: {}", before.region, before.sentence));
-            } else {
-                lines.push(format!("If {} were lost, before: {}", before.region, before.sentence));
-                lines.push(format!("If {} were lost, after: {}", after.region, after.sentence));
-            }
-        }
-        if plan {
-            lines.push("Nothing was changed. The same command without --plan does it.".to_owned());
+        lines.extend(plan::before_and_after(&self.losses, "after"));
+        if planned {
+            lines.push(plan::NOTHING_CHANGED.to_owned());
         }
         lines.join("\n")
     }
 
     /// The same of a home that is given up.
-    fn forced_text(&self, plan: bool) -> String {
+    fn forced_text(&self, planned: bool) -> String {
         let (from, to, named) = (&self.before.home, &self.after.home, name(&self.after));
         let mut lines = Vec::new();
-        if plan {
+        if planned {
             lines.push(format!(
                 "The home {from} of volume {named} would be given up, whether it is there or not, and {to} would go on from what it has, in epoch {}.",
                 self.after.epoch
@@ -202,7 +193,7 @@ impl Move {
             ));
         }
         let is_member = self.before.geo && self.before.sync_set.contains(to);
-        let would = if plan { "would be" } else { "is" };
+        let would = if planned { "would be" } else { "is" };
         lines.push(match (is_member, self.reply.behind_ms) {
             (true, _) => format!("{to} is in the sync set: nothing that fsync has covered {would} lost. What was answered otherwise and {to} lacks {would}."),
             (false, Some(ms)) => format!(
@@ -221,7 +212,7 @@ impl Move {
             true => "at the longest until its lease runs out",
             false => "for it fails over by command only and needs no lease",
         };
-        lines.push(match plan {
+        lines.push(match planned {
             true => format!(
                 "If {from} is well and merely can't be reached, it goes on until it hears of this, {until}; what it acknowledges then is lost, too. Once it comes back it puts aside what isn't in the volume (`mooseng salvage list`), and `mooseng volume losses {named}` names it."
             ),
@@ -232,8 +223,8 @@ impl Move {
                 lines.push(format!("If {} were lost, after: {}", after.region, after.sentence));
             }
         }
-        if plan {
-            lines.push("Nothing was changed. The same command without --plan does it.".to_owned());
+        if planned {
+            lines.push(plan::NOTHING_CHANGED.to_owned());
         }
         lines.join("\n")
     }

@@ -8,7 +8,7 @@ use crate::args::{Durability, Failover, Format, OnSyncLoss, VolumeSet};
 use crate::config::ClientFile;
 use crate::exit::Failure;
 use crate::outlook::{self, Outlook};
-use crate::{admin, output};
+use crate::{admin, output, plan};
 
 /// Changes it, or says what would change.
 pub fn run(args: &VolumeSet) -> Result<(), Failure> {
@@ -100,21 +100,20 @@ impl Change {
         })
     }
 
-    fn text(&self, plan: bool) -> String {
-        let mut lines = vec![self.settings(plan)];
-        let would = if plan { "would be" } else { "is" };
+    fn text(&self, planned: bool) -> String {
+        let mut lines = vec![self.settings(planned)];
+        let would = if planned { "would be" } else { "is" };
         for (region, round_trip) in &self.copied_to {
             let bytes = self.bytes.map_or(" and its chunks".to_owned(), |bytes| {
                 format!(", {} of chunks", output::bytes(bytes))
             });
-            let way =
-                round_trip.map_or(String::new(), |us| format!(" (round trip {:.1} ms)", us as f64 / 1_000.0));
+            let way = plan::way(*round_trip);
             lines.push(format!(
                 "The whole volume {would} copied from {} to {region}{way}: its metadata{bytes}. Until that is done {region} counts for nothing.",
                 self.after.home
             ));
         }
-        lines.extend(self.taken_out(plan));
+        lines.extend(self.taken_out(planned));
         if self.after.geo && self.after.sync_set.len() < self.after.regions.len() {
             let missing = self.after.regions.iter().filter(|region| !self.after.sync_set.contains(region));
             let missing: Vec<&str> = missing.map(String::as_str).collect();
@@ -124,23 +123,13 @@ impl Change {
                 missing.join(", ")
             ));
         }
-        for (before, after) in &self.losses {
-            if before == after {
-                lines.push(format!("If {} were lost, before and after: {}", before.region, before.sentence));
-            } else {
-                lines.push(format!("If {} were lost, before: {}", before.region, before.sentence));
-                lines.push(format!(
-                    "If {} were lost, once this is in effect: {}",
-                    after.region, after.sentence
-                ));
-            }
-        }
+        lines.extend(plan::before_and_after(&self.losses, "once this is in effect"));
         lines.push(format!(
             "A failover right now: {}",
-            outlook::failover_loses(if plan { &self.before } else { &self.after })
+            outlook::failover_loses(if planned { &self.before } else { &self.after })
         ));
-        if plan {
-            lines.push("Nothing was changed. The same command without --plan does it.".to_owned());
+        if planned {
+            lines.push(plan::NOTHING_CHANGED.to_owned());
         }
         lines.join("\n")
     }

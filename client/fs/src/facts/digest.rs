@@ -12,7 +12,7 @@ use mooseng_wire::fs::{Attr, FsRequest};
 use mooseng_wire::session::Response;
 
 use super::listing::{LISTING_MAX, Listing};
-use super::{Facts, Flight, InodeFact};
+use super::{Facts, Flight, InodeFact, LOCKS_MAX};
 
 impl Facts {
     /// Takes in what goes beside an answer. Nothing of the answer may be shown before.
@@ -67,12 +67,20 @@ impl Facts {
                 if memo.recalled.get(&fact).is_some_and(|(number, _)| *number > response.grant) {
                     continue;
                 }
-                let (Fact::Inode(about) | Fact::Entry(about, _) | Fact::Directory(about)) = &fact;
+                let level = if granted.exclusive { Level::Exclusive } else { Level::Shared };
+                let about = match &fact {
+                    Fact::Inode(about) | Fact::Entry(about, _) | Fact::Directory(about) => about,
+                    // Nothing that is changed alone is about locks.
+                    Fact::Locks(inode) => {
+                        self.keep_locks(inode.0, level);
+                        continue;
+                    }
+                };
                 if memo.changed_alone.get(&about.0).is_some_and(|changed| *changed > flight.since) {
                     continue;
                 }
-                let level = if granted.exclusive { Level::Exclusive } else { Level::Shared };
                 match &fact {
+                    Fact::Locks(_) => {}
                     Fact::Inode(inode) => {
                         let attr = attrs.get(&inode.0).copied();
                         let mut fresh = || {
@@ -144,6 +152,19 @@ impl Facts {
                 }
             });
         }
+    }
+
+    fn keep_locks(&self, inode: u64, level: Level) {
+        if level != Level::Exclusive {
+            return;
+        }
+        self.locks(|locks| {
+            // Those that are forgotten are asked for again.
+            if locks.len() >= LOCKS_MAX {
+                locks.clear();
+            }
+            locks.insert(inode);
+        });
     }
 
     fn keep_entry(&self, directory: u64, name: &Bytes, request: &FsRequest, reply: &Reply) {

@@ -106,7 +106,12 @@ impl State {
                 }
                 Reply::Told(Told { replies })
             }
-            Op::TestLock(_) | Op::Lock(_) | Op::Unlock(_) | Op::CancelLock(_) => errno(libc::EINVAL),
+            Op::TestLock(_)
+            | Op::Lock(_)
+            | Op::Unlock(_)
+            | Op::CancelLock(_)
+            | Op::HoldLocks(_)
+            | Op::RecordLocks(_) => errno(libc::EINVAL),
             Op::Open(o) => self.entry(o.inode),
             Op::Release(_) | Op::Access(_) => Reply::Done(Done {}),
             Op::ReadLink(o) => self
@@ -156,6 +161,9 @@ impl State {
                 let now = self.now();
                 let Some(node) = self.nodes.get_mut(&o.inode) else { return errno(libc::ENOENT) };
                 if let Some(size) = o.size {
+                    if let Some(refused) = self.refuse_sizes {
+                        return errno(refused);
+                    }
                     truncate(node, size);
                     node.attr.mtime_ns = now;
                 }

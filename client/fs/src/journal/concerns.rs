@@ -40,6 +40,8 @@ pub(crate) fn about(op: &Op) -> (Vec<u64>, bool) {
         Op::Lock(r) => (vec![r.inode], false),
         Op::Unlock(r) => (vec![r.inode], false),
         Op::CancelLock(r) => (vec![r.inode], false),
+        Op::HoldLocks(r) => (vec![r.inode], false),
+        Op::RecordLocks(r) => (vec![r.inode], false),
         Op::StatFs(_)
         | Op::Release(_)
         | Op::Reserve(_)
@@ -63,6 +65,8 @@ pub(crate) fn comes_in_order(op: &Op) -> bool {
             | Op::Lock(_)
             | Op::Unlock(_)
             | Op::CancelLock(_)
+            | Op::HoldLocks(_)
+            | Op::RecordLocks(_)
             | Op::Tell(_)
             | Op::Reap(_)
     )

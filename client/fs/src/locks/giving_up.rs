@@ -42,6 +42,12 @@ impl FileSystem {
     pub(super) async fn undo(&self, key: Key, owner: &Owner, request: &LockRequest) {
         let kept = loop {
             let Some(tenure) = owner.state(|state| state.held_in) else { return };
+            if self.is_here(key.0, tenure).await {
+                if owner.state(|state| state.held.is_empty()) {
+                    self.inner.locks.clear(key, owner);
+                }
+                return;
+            }
             let parts = owner.state(|state| state.held.parts(request.range()));
             // Others may be reading by now what it believes to be its own.
             let lowered = |part: &Part| !request.exclusive && part.level.is_some_and(|level| level.exclusive);
@@ -143,6 +149,9 @@ impl FileSystem {
                 return Err(FsError::LockLost(key.0));
             }
             self.tell_what_was_guarded(key.0).await;
+            if self.release_here(key, owner, request, tenure).await {
+                return Ok(());
+            }
             let given_up = self.give_up(key, request, tenure).await;
             // Under another home by now, which has what was held before: also where the one before has given it up.
             let moved_on = owner.state(|state| {
@@ -158,7 +167,8 @@ impl FileSystem {
         };
         match given_up {
             Ok(false) => {
-                if request.is_everything() {
+                // Also part by part: as long as an owner may hold something, the inode's locks aren't asked for.
+                if request.is_everything() || owner.state(|state| state.held.is_empty()) {
                     inner.locks.clear(key, owner);
                 }
                 Ok(())

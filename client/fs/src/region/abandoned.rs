@@ -11,6 +11,7 @@ use mooseng_wire::fs::{Created, FsRequest};
 use super::{Flight, Region};
 use crate::error::FsError;
 use crate::journal::{self, SentOwned};
+use crate::waits::{self, What};
 
 /// The names that a change makes, moves or removes.
 fn names_of(op: &Op) -> Vec<(u64, Bytes)> {
@@ -100,7 +101,8 @@ impl Region {
             return Ok(());
         }
         let patience = self.patience();
-        tokio::time::timeout(patience, journal.behind_abandoned(inodes)).await.map_err(|_| {
+        let over = waits::on(|| What::Earlier, journal.behind_abandoned(inodes));
+        tokio::time::timeout(patience, over).await.map_err(|_| {
             self.unanswered_error(what, patience, "an earlier change isn't over whose process was killed")
         })
     }

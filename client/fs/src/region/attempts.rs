@@ -17,6 +17,7 @@ use crate::error::FsError;
 use crate::peers::Failure;
 use crate::retry::Backoff;
 use crate::session::{Seat, Session};
+use crate::waits::{self, What};
 use crate::{facts, journal};
 
 /// An attempt ends after this long, whatever remains of the retry time.
@@ -50,7 +51,7 @@ impl Region {
         loop {
             let seat = tokio::select! {
                 biased;
-                seat = self.session.seat(after, flight.deadline) => seat,
+                seat = waits::on(|| What::Leader, self.session.seat(after, flight.deadline)) => seat,
                 why = self.session.made_anew() => {
                     self.given_up(flight);
                     return Err(FsError::MadeAnew(why));
@@ -304,7 +305,8 @@ impl Region {
 
     async fn rest(&self, backoff: &mut Backoff, deadline: Instant) {
         let pause = self.session.pause(backoff);
-        tokio::time::sleep_until((Instant::now() + pause).min(deadline)).await;
+        let over = tokio::time::sleep_until((Instant::now() + pause).min(deadline));
+        waits::on(|| What::Pause, over).await;
     }
 }
 

@@ -21,6 +21,8 @@ use crate::retry::Backoff;
 /// The longest pause between searches, and the one where a volume besides the root doesn't let this host in.
 const SEARCH_REST: Duration = Duration::from_millis(300);
 const REFUSED_REST: Duration = Duration::from_secs(2);
+/// A session that isn't renewed is over at the master so long after its lease has ended here: the way that its last question took, and what clocks differ by.
+const OUTLIVED_BY: Duration = Duration::from_secs(3);
 
 impl Session {
     /// Keeps the session until shutdown.
@@ -77,7 +79,11 @@ impl Session {
         // Nothing is added to the buffers since the promises of the custodian before were renounced, so the list is complete. Nobody is
         // served before this session answers, so nobody else can have been promised these inodes.
         let untold = !self.journal.held_by((life.1, life.2)).is_empty();
-        if (untold || !self.buffers.held_by((life.1, life.2)).is_empty())
+        let has_locks = !self.locks.held_here(self.tenure()).is_empty();
+        if has_locks && !self.knows_locks_alone() {
+            return self.outlive(&seat).await;
+        }
+        if (untold || has_locks || !self.buffers.held_by((life.1, life.2)).is_empty())
             && let Err(failure) = self.open_as(&seat.leader, life.1, life.2, life.0).await
         {
             tracing::debug!(%failure, "what is buffered couldn't be claimed yet");
@@ -91,6 +97,19 @@ impl Session {
             tracing::debug!(%error, "the new custodian couldn't be answered yet");
             self.gone(&seat);
         }
+    }
+
+    /// A custodian of an earlier release, which knows nothing of the locks that this mount has given by itself, would give them to others. It isn't answered, and so
+    /// nobody is served, before this life of the session is over, and the locks are lost with it, as by any lapse.
+    async fn outlive(&self, seat: &Seat) {
+        tracing::warn!(
+            leader = %seat.leader,
+            "the region's leader is of an earlier release, and can't be told of locks that this mount has given: the session is left to lapse, and they are lost with it"
+        );
+        let (now, until) = (self.clock.boot(), self.state(|s| s.lease_until));
+        let left = until.map_or(Duration::ZERO, |until| until.since(now));
+        tokio::time::sleep(left + OUTLIVED_BY).await;
+        self.gone(seat);
     }
 
     async fn renew_while_it_lasts(self: &Arc<Self>) {

@@ -212,6 +212,8 @@ impl Session {
         let open = OpenSession {
             locks_home: if reclaims { tenure.home } else { 0 },
             locks: reclaim.locks.clone(),
+            // None of another life's.
+            locks_alone: self.locks.held_here(Tenure { life: (session, incarnation), ..tenure }),
             order,
             oldest_unanswered: self.settled.load(Ordering::Acquire),
             session,
@@ -349,6 +351,7 @@ impl Session {
                 s.answered = life;
             }
             if opened.home_epoch > s.home {
+                self.facts.forget_locks();
                 let next =
                     Tenure { life: (opened.session, opened.incarnation), home: opened.home_epoch };
                 let is_reclaimed = opened.locks_reclaimed
@@ -364,12 +367,13 @@ impl Session {
             s.custody_epoch = s.custody_epoch.max(opened.custody_epoch);
             // An answer of a home that isn't any more comes late.
             s.home = s.home.max(opened.home_epoch);
+            self.locks.begin_tenure(Tenure { life: (s.session, s.incarnation), home: s.home });
             s.root = match opened.root {
                 0 => InodeId::new(self.volume(), ROOT_INODE.0).0,
                 root => root,
             };
             (s.read_only, s.squash) = (opened.read_only, opened.squash());
-            s.alone = opened.alone;
+            (s.alone, s.locks_alone) = (opened.alone, opened.locks_alone);
             s.elsewhere.clone_from(&opened.elsewhere);
             let until = sent.after(Duration::from_millis(opened.lease_ms.into()));
             s.lease_until = Some(until);

@@ -119,6 +119,8 @@ pub async fn execute_noting<T: Transaction>(
         Op::Lock(r) => Reply::Locked(locks::lock(&view, r).await?),
         Op::Unlock(r) => done(locks::unlock(&view, r).await?),
         Op::CancelLock(r) => Reply::Locked(locks::cancel(&view, r).await?),
+        Op::HoldLocks(r) => Reply::Locked(locks::hold(&view, InodeId(r.inode)).await?),
+        Op::RecordLocks(r) => done(locks::record(&view, r).await?),
         Op::Tell(r) => Reply::Told(tell::tell(&view, r).await?),
         Op::Reap(r) => Reply::Reaped(reap::reap(&view, &r.inodes).await?),
     };

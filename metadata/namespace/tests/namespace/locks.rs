@@ -1,11 +1,15 @@
 //! Locks in the store: taken, refused, waited for, lost with a session's life.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
 use mooseng_namespace::held::{self, Verdict};
 use mooseng_namespace::locks::Want;
-use mooseng_namespace::{OpContext, reclaim, sessions};
+use mooseng_namespace::touched::Touched;
+use mooseng_namespace::{OpContext, execute_noting, reclaim, sessions};
 use mooseng_schema::lock::LockOwner;
+use mooseng_store::Store;
+use mooseng_wire::fact::Fact;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::*;
@@ -274,4 +278,76 @@ async fn a_life_takes_its_locks_with_it() {
     volume.driver.transact(deadline(), |tx| Box::pin(sessions::close_session(tx, session))).await.unwrap();
     assert_eq!(free(&volume, 1).await, [InodeId(other)]);
     assert_eq!(records(&volume, other), 1, "what session 2 holds is on the other inode");
+}
+
+async fn hold(client: &Client<'_>, inode: u64) -> LockState {
+    match client.ask(Op::HoldLocks(HoldLocks { inode })).await {
+        Reply::Locked(locked) => locked.state(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn what_a_session_has_given_by_itself_is_recorded_at_once() {
+    let volume = Volume::new().await;
+    let (one, two) = (volume.client(1).await, volume.client(2).await);
+    let inode = one.create(ROOT, "f").await;
+    let record = |locks: Vec<LockSpec>| Op::RecordLocks(RecordLocks { inode, locks });
+    assert_eq!(hold(&one, inode).await, LockState::Held);
+    let given = vec![spec(5, 0, 9, true), spec(6, 20, 29, false), flock(5, true)];
+    assert_eq!(one.errno(record(given.clone())).await, 0);
+    assert_eq!(one.errno(record(given)).await, 0, "twice does no harm");
+    assert_eq!(records(&volume, inode), 3 + 1, "each, and the session's note of the inode");
+    assert_eq!(hold(&one, inode).await, LockState::Gone, "its own are on record, too");
+    assert_eq!(lock(&two, inode, spec(5, 9, 9, false), 0).await, Err(EAGAIN));
+    assert_eq!(lock(&two, inode, spec(5, 20, 21, false), 0).await, Ok(LockState::Held));
+    // All or none.
+    assert_eq!(one.errno(record(vec![spec(7, 50, 59, true), spec(7, 21, 21, true)])).await, EAGAIN);
+    assert_eq!(lock(&two, inode, spec(5, 50, 59, true), 0).await, Ok(LockState::Held));
+    assert_eq!(one.errno(Op::RecordLocks(RecordLocks { inode: 999, locks: vec![] })).await, 116);
+    volume.check();
+}
+
+/// A transaction that looked for locks before a session was let give them by itself mustn't record one after that.
+#[tokio::test]
+async fn who_looked_before_a_session_gives_locks_by_itself_conflicts_with_it() {
+    let volume = Volume::new().await;
+    let (one, two) = (volume.client(1).await, volume.client(2).await);
+    let inode = one.create(ROOT, "f").await;
+    let tx = volume.store.inner.begin();
+    let late = [want(&two, spec(5, 0, 9, true), 3)];
+    assert_eq!(held::grant(&tx, InodeId(inode), &late).await.unwrap(), [Verdict::Granted]);
+    assert_eq!(hold(&one, inode).await, LockState::Held);
+    assert!(mooseng_store::Transaction::commit(tx).await.is_err());
+    assert_eq!(records(&volume, inode), 0);
+}
+
+/// By that fact the custodian knows that it has to ask first whoever may give the locks by itself.
+#[tokio::test]
+async fn whoever_changes_or_tests_locks_notes_so() {
+    let volume = Volume::new().await;
+    let client = volume.client(1).await;
+    let inode = client.create(ROOT, "f").await;
+    let lock = Some(spec(5, 0, 9, true));
+    let noted = async |op: Op| {
+        let (tx, touched) = (volume.store.inner.begin(), Touched::default());
+        let asked = request(&root(), op);
+        let context = volume.context(&asked);
+        let context = OpContext { session: SessionId(1), incarnation: Incarnation(1), ..context };
+        execute_noting(&tx, &context, &asked, &touched).await.unwrap();
+        (touched.looked().contains(&Fact::Locks(InodeId(inode))), touched.into_facts())
+    };
+    let locks = BTreeSet::from([Fact::Locks(InodeId(inode))]);
+    for op in [
+        Op::Lock(Lock { inode, lock, wait: 0 }),
+        Op::Unlock(Unlock { inode, lock }),
+        Op::HoldLocks(HoldLocks { inode }),
+        Op::RecordLocks(RecordLocks { inode, locks: vec![] }),
+    ] {
+        assert_eq!(noted(op.clone()).await, (false, locks.clone()), "{op:?}");
+    }
+    assert_eq!(noted(Op::TestLock(TestLock { inode, lock })).await, (true, BTreeSet::new()));
+    // It changes nothing: what was granted is on record.
+    let cancel = Op::CancelLock(CancelLock { inode, lock, wait: 3 });
+    assert_eq!(noted(cancel).await, (false, BTreeSet::new()));
 }

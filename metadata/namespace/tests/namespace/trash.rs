@@ -3,13 +3,13 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use mooseng_namespace::OpContext;
 use mooseng_namespace::fsck::Kind;
 use mooseng_namespace::touched::Touched;
 use mooseng_namespace::trash::{self, Expired, Listed, Place, Purged, Refused};
+use mooseng_namespace::{OpContext, clock};
+use mooseng_schema::clock::{ClockRecord, Kept};
 use mooseng_schema::inode::{self, InodeRecord};
 use mooseng_schema::statistics::{self, Statistic};
-use mooseng_schema::trash::ClockRecord;
 use mooseng_schema::{Record, number, trash as record};
 use mooseng_store::{Store, Transaction};
 use mooseng_wire::fact::Fact;
@@ -285,13 +285,16 @@ async fn what_a_clock_that_was_set_forward_says_is_over_stays_for_its_time() {
 #[tokio::test]
 async fn what_was_seen_of_the_clock_is_kept() {
     let volume = volume().await;
-    let tx = volume.store.inner.begin();
-    assert_eq!(trash::clock(&tx, VOLUME).await.unwrap(), None);
     let seen = ClockRecord { seen_ns: 5, steady_ns: Some(7), step_ns: 9 };
-    trash::note_clock(&tx, VOLUME, &seen);
-    tx.commit().await.unwrap();
-    let tx = volume.store.inner.begin();
-    assert_eq!(trash::clock(&tx, VOLUME).await.unwrap(), Some(seen));
+    for (kept, other) in [(Kept::Trash, None), (Kept::Lapsed, Some(seen.clone()))] {
+        let tx = volume.store.inner.begin();
+        assert_eq!(clock::seen(&tx, VOLUME, kept).await.unwrap(), None);
+        assert_eq!(clock::seen(&tx, VOLUME, Kept::Trash).await.unwrap(), other);
+        clock::note(&tx, VOLUME, kept, &seen);
+        tx.commit().await.unwrap();
+        let tx = volume.store.inner.begin();
+        assert_eq!(clock::seen(&tx, VOLUME, kept).await.unwrap(), Some(seen.clone()));
+    }
     volume.check();
 }
 

@@ -30,8 +30,36 @@ pub struct Renewal {
     pub anew: bool,
 }
 
+/// What taking a region in comes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Joining {
+    /// It is there, as it is asked for: nothing but its join token may change.
+    Again,
+    /// It is new, and has its number.
+    New(Region),
+}
+
+/// Which regions have a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Having<'a> {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Its home.
+    pub home: &'a str,
+    /// All regions that have it, the home among them.
+    pub regions: Vec<&'a str>,
+}
+
+impl<'a> Having<'a> {
+    /// Of a volume.
+    fn of(id: VolumeId, volume: &'a Volume) -> Self {
+        let regions = volume.regions.iter().map(String::as_str).collect();
+        Self { volume: id, home: &volume.home, regions }
+    }
+}
+
 /// Whether a region may be beside others.
-pub(super) fn fits(name: &str, region: &Region, others: &BTreeMap<String, Region>) -> Ruled<()> {
+pub fn fits(name: &str, region: &Region, others: &BTreeMap<String, Region>) -> Ruled<()> {
     let no = |why: String| Err(RuleError::Region { region: name.to_owned(), why });
     if !is_identity_word(name) {
         return no("its name isn't a word of letters, digits, '-', '_' and '.'".into());
@@ -67,17 +95,20 @@ fn is_address(text: &str) -> bool {
         .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0))
 }
 
-/// Takes a region in. Number 0 asks for the next one. `join` is the hash of the secret that its first renewal must show, or empty.
-pub async fn add_region(tx: &impl Transaction, name: &str, region: &Region, join: &[u8]) -> Ruled<u64> {
-    let mut cluster = cluster(tx).await?;
-    let mut known = regions(tx, Read::Conflicting).await?;
+/// Whether a region may be taken in beside those that are known. `highest`: the highest number that was ever given to one; number 0 asks for the next. Refused where
+/// the group could lose any region before, and couldn't then.
+pub fn may_add(
+    name: &str,
+    region: &Region,
+    known: &BTreeMap<String, Region>,
+    highest: u32,
+) -> Ruled<Joining> {
     let mut region = region.clone();
     if let Some(there) = known.get(name) {
         let same = region.number == 0 || region.number == there.number;
         region.number = there.number;
         if same && *there == region {
-            renew_token(tx, name, join).await?;
-            return version(tx, Read::Conflicting).await;
+            return Ok(Joining::Again);
         }
         return Err(RuleError::Region {
             region: name.to_owned(),
@@ -96,7 +127,7 @@ pub async fn add_region(tx: &impl Transaction, name: &str, region: &Region, join
         let why = format!("there are {REGIONS_MAX} already, which is the most");
         return Err(RuleError::Region { region: name.to_owned(), why });
     }
-    let next = cluster.region_highest + 1;
+    let next = highest + 1;
     if region.number == 0 {
         region.number = u16::try_from(next).unwrap_or(0);
     }
@@ -107,12 +138,26 @@ pub async fn add_region(tx: &impl Transaction, name: &str, region: &Region, join
         );
         return Err(RuleError::Region { region: name.to_owned(), why });
     }
-    fits(name, &region, &known)?;
-    let could = voters::check(&known).is_ok();
-    known.insert(name.to_owned(), region.clone());
-    if could {
-        voters::check(&known)?;
+    fits(name, &region, known)?;
+    if voters::check(known).is_ok() {
+        let mut then = known.clone();
+        then.insert(name.to_owned(), region.clone());
+        voters::check(&then)?;
     }
+    Ok(Joining::New(region))
+}
+
+/// Takes a region in. Number 0 asks for the next one. `join` is the hash of the secret that its first renewal must show, or empty.
+pub async fn add_region(tx: &impl Transaction, name: &str, region: &Region, join: &[u8]) -> Ruled<u64> {
+    let mut cluster = cluster(tx).await?;
+    let known = regions(tx, Read::Conflicting).await?;
+    let region = match may_add(name, region, &known, cluster.region_highest)? {
+        Joining::New(region) => region,
+        Joining::Again => {
+            renew_token(tx, name, join).await?;
+            return version(tx, Read::Conflicting).await;
+        }
+    };
     cluster.region_highest = region.number.into();
     tx.set(&key::cluster(), &cluster.to_value());
     tx.set(&key::region(name), &RegionRecord::from(&region).to_value());
@@ -121,9 +166,9 @@ pub async fn add_region(tx: &impl Transaction, name: &str, region: &Region, join
 }
 
 /// How a region is to be freed of a volume.
-fn freed(id: VolumeId, volume: &Volume, region: &str) -> String {
-    let others: Vec<&str> =
-        volume.regions.iter().map(String::as_str).filter(|other| *other != region).collect();
+fn freed(of: &Having<'_>, region: &str) -> String {
+    let id = of.volume;
+    let others: Vec<&str> = of.regions.iter().copied().filter(|other| *other != region).collect();
     let set = |regions: &str| format!("`mooseng volume set {} --regions {regions}`", typed(id));
     let moved = |to: &str| format!("`mooseng volume move-home {} --to {to}`", typed(id));
     match others.first() {
@@ -132,7 +177,7 @@ fn freed(id: VolumeId, volume: &Volume, region: &str) -> String {
             set(&format!("{region},OTHER")),
             moved("OTHER")
         ),
-        Some(other) if volume.home == region => format!(
+        Some(other) if of.home == region => format!(
             "It is the volume's home: move that first ({}), then take {region} out of the volume's regions ({})",
             moved(other),
             set(&others.join(","))
@@ -207,21 +252,27 @@ async fn renew_token(tx: &impl Transaction, name: &str, join: &[u8]) -> Ruled<()
     Ok(())
 }
 
+/// Whether a region may be let go of: no volume has it. Refused where the group could lose any region before, and couldn't then.
+pub fn may_remove(name: &str, known: &BTreeMap<String, Region>, volumes: &[Having<'_>]) -> Ruled<()> {
+    let mut then = known.clone();
+    then.remove(name).ok_or_else(|| RuleError::NoRegion(name.to_owned()))?;
+    if let Some(of) = volumes.iter().find(|of| of.regions.contains(&name)) {
+        let (region, volume) = (name.to_owned(), of.volume);
+        return Err(RuleError::InUse { region, volume, mend: freed(of, name) });
+    }
+    if voters::check(known).is_ok() {
+        voters::check(&then)?;
+    }
+    Ok(())
+}
+
 /// Lets go of a region that no volume has. Refused where the group could lose any region before, and couldn't then.
 pub async fn remove_region(tx: &impl Transaction, name: &str) -> Ruled<u64> {
-    let mut known = regions(tx, Read::Conflicting).await?;
-    let could = voters::check(&known).is_ok();
-    known.remove(name).ok_or_else(|| RuleError::NoRegion(name.to_owned()))?;
+    let known = regions(tx, Read::Conflicting).await?;
     let volumes = volumes(tx, Read::Conflicting).await?;
-    if let Some((id, volume)) = volumes.iter().find(|(_, volume)| volume.regions.contains(name)) {
-        return Err(RuleError::InUse {
-            region: name.to_owned(),
-            volume: *id,
-            mend: freed(*id, volume, name),
-        });
-    }
-    if could {
-        voters::check(&known)?;
+    {
+        let all: Vec<Having<'_>> = volumes.iter().map(|(id, volume)| Having::of(*id, volume)).collect();
+        may_remove(name, &known, &all)?;
     }
     tx.clear(&key::region(name));
     tx.clear(&key::lease(name));

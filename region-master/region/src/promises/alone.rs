@@ -138,7 +138,9 @@ impl PromiseTable {
         let mut asked = BTreeSet::new();
         for fact in looked {
             let directory = match fact {
-                Fact::Inode(inode) | Fact::Entry(inode, _) | Fact::Directory(inode) => *inode,
+                Fact::Inode(inode) | Fact::Entry(inode, _) | Fact::Directory(inode) | Fact::Locks(inode) => {
+                    *inode
+                }
             };
             if asked.insert(directory)
                 && let Some(from) = self.alone_elsewhere(session, directory)
@@ -146,12 +148,16 @@ impl PromiseTable {
                 let list = Fact::Directory(directory);
                 recalls.extend(self.recall(&list, from, &list, Some(Level::Shared)));
             }
-            if matches!(fact, Fact::Inode(_)) {
-                let exclusive = |hold: &&Hold| hold.session != session && hold.level == Level::Exclusive;
-                let from = self.facts.get(fact).and_then(|held| held.holds.iter().find(exclusive));
-                if let Some(from) = from.map(|hold| hold.session) {
-                    recalls.extend(self.recall(fact, from, fact, Some(Level::Shared)));
-                }
+            let keep = match fact {
+                Fact::Inode(_) => Some(Level::Shared),
+                // Of what is on record, and so known to all, nothing is left to promise.
+                Fact::Locks(_) => None,
+                Fact::Entry(..) | Fact::Directory(_) => continue,
+            };
+            let exclusive = |hold: &&Hold| hold.session != session && hold.level == Level::Exclusive;
+            let from = self.facts.get(fact).and_then(|held| held.holds.iter().find(exclusive));
+            if let Some(from) = from.map(|hold| hold.session) {
+                recalls.extend(self.recall(fact, from, fact, keep));
             }
         }
         self.along(recalls)

@@ -76,12 +76,7 @@ pub(super) async fn fetch(
     Err("the chunk changes all the time".into())
 }
 
-async fn try_fetch(
-    master: &Master,
-    term: u64,
-    chunk: ChunkId,
-    upto: Option<u64>,
-) -> Result<Fetched, Failed> {
+async fn try_fetch(master: &Master, term: u64, chunk: ChunkId, upto: Option<u64>) -> Result<Fetched, Failed> {
     use Fetched::{Here, Uncompared};
     let Some(listing) = load(master, chunk).await.map_err(|e| e.message)? else { return Ok(Here) };
     let record = &listing.record;
@@ -320,8 +315,7 @@ async fn follow(
         Some(hint) => hint.source.unwrap_or_default(),
         None => source_of(master, &AskSource { chunk: chunk.0, length: upto, grows: !ends }).await?,
     };
-    let order =
-        Growing { term, chunk, upto, digest: if ends { afar.digest.clone() } else { Bytes::new() } };
+    let order = Growing { term, chunk, upto, digest: if ends { afar.digest.clone() } else { Bytes::new() } };
     let (mut have, mut least) = (Vec::new(), u64::MAX);
     let (mut reasons, mut useless) = (Vec::new(), 0);
     // One that is only down is waited for: what it has this region has said that it has.

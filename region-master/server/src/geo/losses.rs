@@ -29,6 +29,7 @@ use crate::errors::record_failed;
 use crate::fsck;
 use crate::master::Master;
 use crate::records::{RecordFailure, transact};
+use crate::steady;
 
 /// Paths that are named of an archive at most.
 pub const PATHS_MAX: usize = 1_000;
@@ -40,6 +41,8 @@ const PATHS_AT_ONCE: usize = 100;
 const PATH_BYTES_MAX: usize = 4_000;
 /// Bytes of entries that are looked at in one transaction.
 const PAGE_BYTES: usize = 1 << 20;
+/// Entries that are looked at for the time of a place of the log: what the master does by itself gives files none.
+const TIMES_LOOKED_AT: usize = 32;
 /// Archives that a home is told of: the newest ones.
 pub(super) const TOLD_MAX: usize = 4;
 
@@ -173,20 +176,31 @@ pub(super) async fn of_failover(
     let archive = load_archive(&master.store.begin(), volume, cut).await?.unwrap_or_default();
     let mut sessions: BTreeMap<u64, u64> = BTreeMap::new();
     let mut more_sessions = false;
+    let mut times: Option<(i64, i64)> = None;
     let mut at = cut;
     loop {
         let entries = read::put_aside(&master.store.begin(), volume, at, archive.upto(), PAGE_BYTES).await?;
         let Some(last) = entries.last() else { break };
         at = last.at;
         for entry in &entries {
-            let Some(session) = about(volume, &entry.changes()?).session else { continue };
+            let about = about(volume, &entry.changes()?);
+            if let Some(ns) = about.time_ns {
+                times = Some(times.map_or((ns, ns), |(from, upto)| (from.min(ns), upto.max(ns))));
+            }
+            let Some(session) = about.session else { continue };
             match sessions.len() < SESSIONS_MAX || sessions.contains_key(&session.0) {
                 true => *sessions.entry(session.0).or_default() += 1,
                 false => more_sessions = true,
             }
         }
     }
-    let known = master.geo.replica(volume).newest.max(archive.upto()).max(cut);
+    let heard = *super::lock(&master.geo.seat(volume).heard_before);
+    let known = heard.newest.max(archive.upto()).max(cut);
+    let (at_ns, now) = steady::read(&*master.clock);
+    // What the home had then is here; it can't have written anything before of what is lost.
+    let since = heard.complete.filter(|(complete, _)| *complete <= cut).map(|(_, as_of)| now.since(as_of));
+    let since_ns =
+        since.map(|since| at_ns.saturating_sub(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)));
     Ok(LossRecord {
         opened: epoch.0,
         old_home,
@@ -195,13 +209,17 @@ pub(super) async fn of_failover(
         cut_version: cut.version,
         known_epoch: known.epoch.0,
         known_version: known.version,
-        at_ns: master.clock.unix_ns(),
+        at_ns,
         undone: archive.entries,
         undone_epoch: archive.upto_epoch,
         undone_version: archive.upto_version,
         sessions: sessions.into_iter().map(|(session, entries)| LossSession { session, entries }).collect(),
         more_sessions,
         named: None,
+        cut_ns: time_at(&master.store.begin(), volume, cut).await?,
+        since_ns,
+        undone_from_ns: times.map(|(from, _)| from),
+        undone_upto_ns: times.map(|(_, upto)| upto),
     })
 }
 
@@ -321,25 +339,26 @@ fn unreadable(error: ReplicaError) -> Status {
     }
 }
 
-/// The latest time that the change at a place of the log gave a file; none where it gave none, or isn't in the log here any more.
+/// The latest time that the change at a place of the log gave a file, or where it gave none, one of few before it; none where those gave none, either, or the place
+/// isn't in the log here any more.
 pub async fn time_at(
     tx: &EmbeddedTransaction,
     volume: VolumeId,
     at: LogPosition,
 ) -> Result<Option<i64>, ReplicaError> {
-    let Some(before) = at.version.checked_sub(1) else { return Ok(None) };
-    let found = async {
-        let before = read::at_or_before(tx, volume, LogPosition::new(at.epoch, before)).await?;
-        read::entries(tx, volume, before, 1).await
-    };
-    let entries = match found.await {
-        Err(ReplicaError::Trimmed { .. } | ReplicaError::NotOfTheLog(_) | ReplicaError::NotLogged) => {
+    let mut upto = at;
+    for _ in 0..TIMES_LOOKED_AT {
+        let Some(entry) = read::last_upto(tx, volume, upto).await? else { return Ok(None) };
+        if upto == at && entry.at != at {
             return Ok(None);
         }
-        entries => entries?,
-    };
-    let Some(entry) = entries.first().filter(|entry| entry.at == at) else { return Ok(None) };
-    Ok(about(volume, &entry.changes()?).time_ns)
+        if let Some(ns) = about(volume, &entry.changes()?).time_ns {
+            return Ok(Some(ns));
+        }
+        let Some(before) = entry.at.version.checked_sub(1) else { return Ok(None) };
+        upto = LogPosition::new(entry.at.epoch, before);
+    }
+    Ok(None)
 }
 
 /// Answers an administrator: the ledger, with the files that are known of here.
@@ -349,7 +368,11 @@ pub async fn list_losses(master: &Master, volume: u32) -> Result<admin::ListLoss
     let ledger = ledger(&tx, volume).await.map_err(unreadable)?;
     let mut losses = Vec::with_capacity(ledger.len());
     for (closed, loss) in ledger {
-        let cut_ns = time_at(&tx, volume, loss.cut()).await.map_err(unreadable)?;
+        // One that an earlier release has written says nothing of the time.
+        let cut_ns = match loss.cut_ns {
+            Some(ns) => Some(ns),
+            None => time_at(&tx, volume, loss.cut()).await.map_err(unreadable)?,
+        };
         let mut files = paths(&tx, volume, loss.cut()).await.map_err(unreadable)?.into_iter();
         let first = files.by_ref().take(LOSS_FILES_SHOWN).map(tell_file).collect();
         losses.push(admin::Loss {
@@ -385,6 +408,9 @@ fn tell_loss(closed: Epoch, loss: LossRecord) -> admin::Loss {
             .map(|of| admin::LossSession { session: of.session, entries: of.entries })
             .collect(),
         more_sessions: loss.more_sessions,
+        since_ns: loss.since_ns,
+        undone_from_ns: loss.undone_from_ns,
+        undone_upto_ns: loss.undone_upto_ns,
         named: loss.named.map(|named| admin::NamedLoss {
             at_ns: named.at_ns,
             entries: named.entries,

@@ -88,7 +88,20 @@ impl Ages {
     }
 }
 
+/// What this leader had heard of a volume's home while that was elsewhere: this region may be the next one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct HeardBefore {
+    /// The home's newest place.
+    pub newest: LogPosition,
+    /// Where the replica was complete, and when that was all that the home had.
+    pub complete: Option<(LogPosition, BootTime)>,
+}
+
 impl Replica {
+    fn heard_before(&self) -> HeardBefore {
+        HeardBefore { newest: self.newest, complete: self.complete().zip(self.age.complete.as_of()) }
+    }
+
     /// Where it can be read at; none while it is copied.
     pub fn readable(&self) -> Option<LogPosition> {
         let whole = |record: &&ReplicaRecord| record.copied_before.is_none() && !record.undoing;
@@ -116,6 +129,8 @@ pub(super) struct Seat {
     /// Of a home that other regions follow: when what its log holds was written.
     pub written: Mutex<Written>,
     pub replica: Mutex<Replica>,
+    /// What was heard in the part of before: of a home that has just begun, of the one before.
+    pub heard_before: Mutex<HeardBefore>,
     /// Of a home: the newest place before this leader, and up to where the log was trimmed; none before that was looked up.
     pub log: Mutex<Option<(LogPosition, LogPosition)>>,
     /// Changes with the replica's place.
@@ -163,6 +178,7 @@ impl Seat {
             shipped: Mutex::default(),
             written: Mutex::default(),
             replica: Mutex::default(),
+            heard_before: Mutex::default(),
             log: Mutex::default(),
             moved: watch::channel(0).0,
             applying: tokio::sync::Mutex::default(),
@@ -187,7 +203,8 @@ impl Seat {
     pub fn forget(&self) {
         lock(&self.shipped).clear();
         *lock(&self.written) = Written::default();
-        *lock(&self.replica) = Replica::default();
+        let replica = std::mem::take(&mut *lock(&self.replica));
+        *lock(&self.heard_before) = replica.heard_before();
         *lock(&self.log) = None;
         *lock(&self.joining) = None;
         *lock(&self.pushing) = push::Pushing::default();
@@ -250,6 +267,14 @@ mod tests {
         assert_eq!(ages(4), (secs(1), secs(3)), "5 was the newest place when that was heard");
         hear(6, 7, 6, 6);
         assert_eq!(ages(7), (secs(0), secs(0)));
+        // Whoever is the home then knows of what was heard in the part of before, and of nothing from before that.
+        lock(&seat.replica).newest = at(8);
+        seat.forget();
+        let heard = HeardBefore { newest: at(8), complete: Some((at(6), time(7))) };
+        assert_eq!(*lock(&seat.heard_before), heard);
+        assert_eq!(lock(&seat.replica).newest, LogPosition::default());
+        seat.forget();
+        assert_eq!(*lock(&seat.heard_before), HeardBefore::default());
         let copied = ReplicaRecord { copied_before: Some(bytes::Bytes::new()), ..ReplicaRecord::default() };
         seat.note_replica(|replica| replica.record = Some(copied));
         assert_eq!(lock(&seat.replica).complete(), None);

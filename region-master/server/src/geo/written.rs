@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use mooseng_ports::clock::BootTime;
 use mooseng_schema::log::LogPosition;
-use mooseng_wire::VolumeId;
+use mooseng_wire::{VolumeId, admin};
 
 use super::{lock, ship};
 use crate::master::Master;
@@ -177,11 +177,11 @@ async fn look(master: &Master, volume: VolumeId, goes_on: bool) {
 /// Puts the replicas' ages among the metrics, and forgets what all of them have.
 fn tell(master: &Master, volume: VolumeId, regions: &[String]) {
     let replicas = super::replicas(master, volume);
-    for replica in replicas.iter().filter(|replica| regions.contains(&replica.region)) {
-        let known = replica.complete.is_some().then_some(replica);
-        let age = known.map(|replica| replica.complete_behind_ms.unwrap_or(0) as f64 / 1_000.0);
-        let bytes = known.map(|replica| replica.log_bytes_behind.unwrap_or(0));
-        master.metrics.replica_behind(volume, &replica.region, age.zip(bytes));
+    for region in regions {
+        // None of those that aren't heard of, and of none while this master may not answer: what was known before is stale.
+        let replica = replicas.iter().find(|replica| replica.region == *region);
+        let (age, bytes) = replica.map(known_of).unwrap_or_default();
+        master.metrics.replica_behind(volume, region, age, bytes);
     }
     let seat = master.geo.seat(volume);
     let all_have = lock(&seat.shipped).values().map(|known| known.complete).min().flatten();
@@ -190,13 +190,25 @@ fn tell(master: &Master, volume: VolumeId, regions: &[String]) {
     }
 }
 
+/// For how many seconds a replica has lacked what it lacks, and how many bytes of the log that is: nothing of what isn't known, for the least that it may be looks
+/// like what it is. A leader that begins knows of what was lacking before only that it was.
+fn known_of(replica: &admin::Replica) -> (Option<f64>, Option<u64>) {
+    let is_known = replica.complete.is_some();
+    let age = is_known && !replica.complete_behind_longer;
+    let bytes = is_known && !replica.log_bytes_more;
+    (
+        age.then(|| replica.complete_behind_ms.unwrap_or(0) as f64 / 1_000.0),
+        bytes.then(|| replica.log_bytes_behind.unwrap_or(0)),
+    )
+}
+
 /// The ages are told as long as it lives.
 struct Told<'a>(&'a Master, VolumeId, &'a [String]);
 
 impl Drop for Told<'_> {
     fn drop(&mut self) {
         for region in self.2 {
-            self.0.metrics.replica_behind(self.1, region, None);
+            self.0.metrics.replica_behind(self.1, region, None, None);
         }
     }
 }
@@ -265,6 +277,27 @@ mod tests {
         written.all_have(at(9 + all));
         assert!(written.spans.len() <= 1, "{:?}", written.spans);
         assert!(!written.behind(now, at(9 + all), newest).unwrap().longer);
+    }
+
+    /// Found by review: after a change of the leader a region that was an hour behind was told to be so by no seconds.
+    #[test]
+    fn of_what_was_lacking_before_this_leader_no_age_is_told() {
+        let complete = Some(super::super::log_place(at(10)));
+        let replica = admin::Replica {
+            complete,
+            complete_behind_ms: Some(1_500),
+            log_bytes_behind: Some(300),
+            ..admin::Replica::default()
+        };
+        assert_eq!(known_of(&replica), (Some(1.5), Some(300)));
+        let longer = admin::Replica { complete_behind_longer: true, log_bytes_more: true, ..replica.clone() };
+        assert_eq!(known_of(&longer), (None, None));
+        let more = admin::Replica { log_bytes_more: true, ..replica.clone() };
+        assert_eq!(known_of(&more), (Some(1.5), None));
+        let unheard = admin::Replica { complete: None, ..replica.clone() };
+        assert_eq!(known_of(&unheard), (None, None));
+        let whole = admin::Replica { complete_behind_ms: None, log_bytes_behind: Some(0), ..replica };
+        assert_eq!(known_of(&whole), (Some(0.0), Some(0)), "nothing is lacking");
     }
 
     /// A region that is taken out of a volume and in again may have it as it was, of a time at which no other region had it.

@@ -16,7 +16,7 @@ use mooseng_store::{Store, Transaction};
 use mooseng_wire::fact::{Fact, Level};
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
-use mooseng_wire::fs::{Attr, FileKind, FsReply, FsRequest, Tell, Told};
+use mooseng_wire::fs::{Attr, FileKind, FsReply, FsRequest, LockState, Tell, Told};
 use mooseng_wire::session::Granted;
 use mooseng_wire::{InodeId, RequestNumber, SessionId, VolumeId};
 use tokio::time::Instant;
@@ -186,6 +186,12 @@ impl ChangeGate {
                 && !replayed
             {
                 beside.granted.extend(grant_told(&mut desk.promises, id, (tell, told), version));
+            }
+            if let (Some(Op::HoldLocks(hold)), Some(Reply::Locked(locked))) = (&request.op, &reply.reply)
+                && !replayed
+                && locked.state() == LockState::Held
+            {
+                beside.granted.extend(grant_locks(desk, id, InodeId(hold.inode), version));
             }
             if beside.number == 0 && !beside.granted.is_empty() {
                 beside.number = desk.promises.next_number(id).unwrap_or(0);
@@ -406,6 +412,15 @@ fn grant_told(
         }
     }
     granted
+}
+
+/// A session gives an inode's locks by itself, of which none was on record at `version`, as long as nobody else is there: who waits is to get what is free, and
+/// who has the file open is likely to lock it, too. Whoever asks has passed the inode's gate ([`crate::locks`]), so that nobody comes to wait meanwhile.
+fn grant_locks(desk: &mut Desk, id: SessionId, inode: InodeId, version: u64) -> Option<Granted> {
+    let fact = Fact::Locks(inode);
+    let alone = !desk.sessions.is_open_elsewhere(id, inode) && !desk.lock_waits.is_waited_for(inode);
+    let given = alone && desk.promises.grant(id, &fact, Level::Exclusive, version);
+    given.then(|| Granted { fact: Some(fact.to_message()), exclusive: true })
 }
 
 /// Whether a change brings what its session had buffered.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use mooseng_namespace::Room;
+use mooseng_region::promises::{PromiseTable, Recall};
 use mooseng_wire::call::CallError;
 use mooseng_wire::fact::{Fact, Level};
 use mooseng_wire::fs::fs_reply::Reply;
@@ -250,16 +251,42 @@ pub async fn admit_source(
     deadline: Instant,
 ) -> Result<(), CallError> {
     let facts = BTreeSet::from([Fact::Inode(inode)]);
+    let what = "another session hasn't told yet what it has written to the file that is copied";
+    given_up(master, (term, id), deadline, what, |table| table.read_blockers(id, &facts, false)).await
+}
+
+/// Has another session record the locks of an inode that it has given by itself: all that are held are on record from then on, until one is let give them
+/// by itself again.
+pub async fn admit_locks(
+    master: &Master,
+    term: u64,
+    id: SessionId,
+    inode: InodeId,
+    deadline: Instant,
+) -> Result<(), CallError> {
+    let facts = BTreeSet::from([Fact::Locks(inode)]);
+    let what = "another session hasn't recorded yet the locks that it has given by itself";
+    given_up(master, (term, id), deadline, what, |table| table.hidden(id, &facts)).await
+}
+
+/// Sends recalls, and waits for their answers, until there are none to be sent.
+async fn given_up(
+    master: &Master,
+    (term, id): (u64, SessionId),
+    deadline: Instant,
+    what: &str,
+    mut blockers: impl FnMut(&mut PromiseTable) -> Vec<Recall>,
+) -> Result<(), CallError> {
     loop {
         let recalls = master.desk(|desk| {
-            desk.is_custodian(id.volume(), term).then(|| desk.promises.read_blockers(id, &facts, false))
+            let is_custodian = desk.is_custodian(id.volume(), term);
+            is_custodian.then(|| blockers(&mut desk.promises))
         });
         let recalls = recalls.ok_or_else(|| master.not_leader())?;
         if recalls.is_empty() {
             return Ok(());
         }
         send(master, term, &recalls);
-        let what = "another session hasn't told yet what it has written to the file that is copied";
         wait_until(master, deadline, what, |desk| desk.promises.answered(&recalls)).await?;
     }
 }

@@ -70,10 +70,8 @@ async fn file(home: &Client, name: &str) -> ChunkId {
     let Reply::Allocated(allocated) = done(home, allocate).await else { panic!("not allocated") };
     let place = allocated.place.unwrap();
     let bytes = bytes::Bytes::from(vec![7; FILE_BYTES]);
-    let member = |l: &ChunkLocation| ChainMember {
-        chunkserver: l.chunkserver.clone(),
-        address: l.address.clone(),
-    };
+    let member =
+        |l: &ChunkLocation| ChainMember { chunkserver: l.chunkserver.clone(), address: l.address.clone() };
     let append = Append {
         chunk: place.chunk,
         epoch: place.epoch,
@@ -111,9 +109,10 @@ async fn what_was_sent_isnt_read_at_home_though_the_chunk_is_sealed_by_then() {
         there.push(start(&regions, "b", &format!("b-c{n}")).await);
     }
     for (region, servers) in [("a", 2), ("b", 2)] {
-        let known = || serving(&regions, region).map(|master| {
-            master.desk(|desk| desk.registry.candidates(master.clock.boot()).len())
-        });
+        let known = || {
+            serving(&regions, region)
+                .map(|master| master.desk(|desk| desk.registry.candidates(master.clock.boot()).len()))
+        };
         until("its chunkservers are known", async || known() == Some(servers)).await;
     }
     let home = client(&regions, "a", "a");
@@ -140,11 +139,15 @@ async fn what_was_sent_isnt_read_at_home_though_the_chunk_is_sealed_by_then() {
     for chunk in chunks {
         until("it is compared with what it is to be", async || {
             let listing = upkeep::load_chunk(&master.store.begin(), chunk).await.unwrap();
-            listing.is_some_and(|of| of.location.is_some_and(|at| at.partial.is_none() && at.copies.len() == 2))
+            listing
+                .is_some_and(|of| of.location.is_some_and(|at| at.partial.is_none() && at.copies.len() == 2))
         })
         .await;
     }
     let pulled = metric(&there, "mooseng_chunkserver_pulled_bytes_total") - before;
     // What comes late may have been read.
-    assert!(pulled <= (FILES * FILE_BYTES / 2) as u64, "{pulled} bytes were read at home, or from each other");
+    assert!(
+        pulled <= (FILES * FILE_BYTES / 2) as u64,
+        "{pulled} bytes were read at home, or from each other"
+    );
 }

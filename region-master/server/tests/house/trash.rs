@@ -171,7 +171,8 @@ async fn a_clock_that_was_set_forward_while_the_master_was_down_empties_no_trash
     unlink(&region, "file").await;
     let seen = async |region: &Region| {
         let master = region.cluster.running[0].as_ref().unwrap().master();
-        mooseng_namespace::trash::clock(&master.store.begin(), VolumeId(0)).await.unwrap()
+        let kept = mooseng_schema::clock::Kept::Trash;
+        mooseng_namespace::clock::seen(&master.store.begin(), VolumeId(0), kept).await.unwrap()
     };
     until("the clock is on record", async || seen(&region).await.is_some()).await;
     region.cluster.kill(0).await;
