@@ -12,6 +12,8 @@ use serde::Deserialize;
 
 use crate::logs;
 
+mod regions;
+
 /// `cluster.json`, to the letter: an unknown or missing key fails.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -160,6 +162,20 @@ impl DevCluster {
     /// The configuration for `mooseng mount` and `mooseng status`.
     pub fn client_config(&self) -> Result<PathBuf> {
         self.file()?.clients.first().map(|c| c.config.clone()).context("cluster.json has no client")
+    }
+
+    /// The process that serves a mount, once cluster.json names one that isn't `dead`, within that time.
+    pub fn serving(&self, path: &Path, dead: Option<i32>, within: Duration) -> Result<i32> {
+        let mut found = 0;
+        wait_for("cluster.json to name the mount's process", within, || {
+            // Whoever keeps the cluster writes the file when it next looks: until then it names the mount that was there before.
+            let lives = |pid: i32| Path::new(&format!("/proc/{pid}")).exists();
+            let serves = |m: &Mount| m.path == path && Some(m.pid) != dead && lives(m.pid);
+            let mount = self.file()?.mounts.into_iter().find(serves);
+            found = mount.with_context(|| format!("no mount on {}", path.display()))?.pid;
+            Ok(())
+        })?;
+        Ok(found)
     }
 
     /// `mooseng` with these arguments.

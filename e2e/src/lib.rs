@@ -5,6 +5,7 @@
 //! - [`differential`]: random operations on two mounts and a local directory, compared (`mooseng-differential`).
 //! - [`faults`]: a seeded campaign of faults (`mooseng-faults`).
 //! - [`geo`]: a home region is lost again and again (`mooseng-geo`).
+//! - [`held`]: a file that is open and has no name any more.
 //! - [`load`]: the workload that writes down what was acknowledged, and checks it afterwards (`mooseng-load`).
 //! - [`logs`]: no WARN or ERROR that isn't listed.
 //! - [`network`]: network namespaces, and cuts between them.
@@ -16,6 +17,7 @@ pub mod cluster;
 pub mod differential;
 pub mod faults;
 pub mod geo;
+pub mod held;
 pub mod logs;
 pub mod network;
 pub mod steps;

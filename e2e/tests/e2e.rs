@@ -35,6 +35,8 @@ mod namespaces;
 mod operations;
 #[path = "e2e/otlp.rs"]
 mod otlp;
+#[path = "e2e/plans.rs"]
+mod plans;
 #[path = "e2e/posix.rs"]
 mod posix;
 #[path = "e2e/ranges.rs"]
@@ -53,8 +55,12 @@ mod room;
 mod rotation;
 #[path = "e2e/rules.rs"]
 mod rules;
+#[path = "e2e/three.rs"]
+mod three;
 #[path = "e2e/tls.rs"]
 mod tls;
+#[path = "e2e/unlinked.rs"]
+mod unlinked;
 #[path = "e2e/unprivileged.rs"]
 mod unprivileged;
 #[path = "e2e/volumes.rs"]

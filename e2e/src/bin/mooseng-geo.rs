@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use mooseng_e2e::geo::campaign::{self, Settings};
+use mooseng_e2e::geo::cluster::COUNTS;
 use mooseng_e2e::geo::plan::{self, KINDS, Kind};
 use mooseng_e2e::network::Way;
 
@@ -19,6 +20,9 @@ struct Args {
     /// Only these kinds.
     #[arg(long, value_parser = kind, value_name = "cut|cut-out|cut-in|kill|pause", value_delimiter = ',')]
     kinds: Vec<Kind>,
+    /// How many regions with data, 2 to 4; each has three masters and three chunkservers.
+    #[arg(long, default_value_t = *COUNTS.start(), value_parser = regions)]
+    regions: usize,
     /// Goes on with the next round after one that failed, as long as the cluster becomes whole again.
     #[arg(long)]
     keep_going: bool,
@@ -41,14 +45,20 @@ fn kind(word: &str) -> Result<Kind, String> {
     }
 }
 
+fn regions(word: &str) -> Result<usize, String> {
+    let count = word.parse::<usize>().ok().filter(|count| COUNTS.contains(count));
+    count.ok_or_else(|| format!("it is a number of {COUNTS:?}"))
+}
+
 fn main() -> ExitCode {
-    let Args { seed, rounds, kinds, keep_going, plant_loss, plan } = Args::parse();
+    let Args { seed, rounds, kinds, regions, keep_going, plant_loss, plan } = Args::parse();
     let kinds = if kinds.is_empty() { KINDS.to_vec() } else { kinds };
     if plan {
         plan::plan(seed, rounds, &kinds).iter().for_each(|round| println!("{round}"));
         return ExitCode::SUCCESS;
     }
-    match (campaign::run(&Settings { seed, rounds, kinds, keep_going, plant_loss }), plant_loss) {
+    let settings = Settings { seed, rounds, kinds, regions, keep_going, plant_loss };
+    match (campaign::run(&settings), plant_loss) {
         (Ok(()), false) => ExitCode::SUCCESS,
         (Err(error), false) => {
             println!("FAILED: {error:#}");

@@ -126,7 +126,7 @@ struct Bench {
 /// Measures everything, and prints each figure when it is there.
 pub fn run(sizes: Sizes) -> Result<Report> {
     let load_before = fs::read_to_string("/proc/loadavg")?.split(' ').next().unwrap_or_default().parse()?;
-    let cluster = GeoCluster::start()?;
+    let cluster = GeoCluster::start(REGIONS.len())?;
     let mut bench = Bench { cluster, sizes, figures: Vec::new() };
     bench.compare_reads()?;
     for durability in ["region", "geo"] {

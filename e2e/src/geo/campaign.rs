@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
-use super::cluster::{GeoCluster, REGIONS};
+use super::cluster::GeoCluster;
 use super::plan::{self, Kind, Round};
-use super::probe::Probe;
+use super::probe::{Probe, Probed};
 use super::seen::{Must, Seen};
 use crate::cluster::wait_for;
+use crate::held::Held;
 use crate::load;
 
 /// How soon another region must take changes.
@@ -37,6 +38,8 @@ pub struct Settings {
     pub rounds: usize,
     /// Which kinds.
     pub kinds: Vec<Kind>,
+    /// How many regions with data.
+    pub regions: usize,
     /// Goes on with the next round after one that failed.
     pub keep_going: bool,
     /// Removes a file behind the workload's back, which the first round must find.
@@ -46,20 +49,20 @@ pub struct Settings {
 /// Runs a campaign: an error tells what was found, and how to see it again.
 pub fn run(settings: &Settings) -> Result<()> {
     let plan = plan::plan(settings.seed, settings.rounds, &settings.kinds);
-    println!("{} rounds with seed {}:", plan.len(), settings.seed);
+    println!("{} rounds with seed {} in {} regions:", plan.len(), settings.seed, settings.regions);
     for (n, round) in (1..).zip(&plan) {
         println!("  {n:3}  {round}");
     }
     let began = Instant::now();
-    let cluster = GeoCluster::start()?;
+    let cluster = GeoCluster::start(settings.regions)?;
     println!("the regions are up after {:.1} s", began.elapsed().as_secs_f64());
     let mut campaign = Campaign { cluster, plant_loss: settings.plant_loss, takeovers: Vec::new() };
     let (mut kept, mut failed) = (Vec::new(), Vec::new());
     for (n, round) in (1..).zip(&plan) {
         let done = campaign.round(n, round).with_context(|| {
             format!(
-                "round {n} failed ({round}); to see it again: make test-geo SEED={} ROUNDS={}",
-                settings.seed, settings.rounds
+                "round {n} failed ({round}); to see it again: make test-geo SEED={} ROUNDS={} REGIONS={}",
+                settings.seed, settings.rounds, settings.regions
             )
         });
         match done {
@@ -113,30 +116,43 @@ impl Campaign {
     fn round(&mut self, n: usize, round: &Round) -> Result<Kept> {
         let began = Instant::now();
         let before = self.cluster.wait_whole().context("before the loss")?;
-        let (lost, other) = match before.home == REGIONS[0] {
-            true => (REGIONS[0], REGIONS[1]),
-            false => (REGIONS[1], REGIONS[0]),
-        };
-        let working = REGIONS.map(|region| self.work(n, region, round.seed));
-        let [here, there] = [lost, other].map(|region| self.cluster.mount(region));
+        let (lost, others) = self.cluster.parted(&before.home)?;
+        let working: Vec<Working> =
+            self.cluster.regions().iter().map(|region| self.work(n, region, round.seed)).collect();
+        let here = self.cluster.mount(lost);
+        let there: Vec<PathBuf> = others.iter().map(|region| self.cluster.mount(region)).collect();
         let pair = |from: &Path, to: &Path, name: &str| {
             let dir = PathBuf::from(format!("r{n}-seen-{name}"));
             Seen::start(from, to, &dir, SHOWN_WITHIN)
         };
-        let seen = [pair(&here, &there, "home")?, pair(&there, &here, "away")?];
+        let (mut seen, mut held) = (Vec::new(), Vec::new());
+        for (region, mount) in others.iter().zip(&there) {
+            seen.push(pair(&here, mount, &format!("in-{region}"))?);
+            seen.push(pair(mount, &here, &format!("of-{region}"))?);
+            held.push(Held::make(mount, &format!("r{n}-held-{region}"))?);
+        }
         std::thread::sleep(round.before);
         let struck = Instant::now();
         self.cluster.strike(lost, round.kind)?;
-        let taken = Probe::start(&there, &format!("r{n}-probe-takeover")).wait(PATIENCE);
-        let taken_over = taken.as_ref().ok().and_then(|p| p.first).map(|first| first - struck);
-        println!("  {n:3}  {lost} is {}; {other} took changes after {taken_over:?}", round.kind);
+        let taken = all_take_changes(&others, &there, n);
+        let first = taken.as_ref().ok().and_then(|taken| taken.iter().filter_map(|p| p.first).min());
+        let taken_over = first.map(|first| first - struck);
+        println!("  {n:3}  {lost} is {}; another region took changes after {taken_over:?}", round.kind);
+        let held = match &taken {
+            Ok(_) => held.iter_mut().try_for_each(|held| {
+                held.settled()?;
+                held.write_on()
+            }),
+            Err(_) => Ok(()),
+        };
         if taken.is_ok() {
             std::thread::sleep(round.after);
         }
-        let known = self.cluster.volume(other);
+        let known = self.cluster.volume(others[0]);
         self.cluster.heal(lost, round.kind)?;
-        let mut probes = taken.with_context(|| format!("{other} took no changes"))?.made;
-        let taken_over = taken_over.context("the probe made nothing")?;
+        let mut probes: Vec<PathBuf> = taken?.into_iter().flat_map(|probed| probed.made).collect();
+        held.context("a file that was open without a name while the home was lost")?;
+        let taken_over = taken_over.context("the probes made nothing")?;
         self.takeovers.push((round.kind, taken_over));
         let healed = Instant::now();
         let whole = self.cluster.wait_in_sync().context("after it came back")?;
@@ -156,21 +172,22 @@ impl Campaign {
         let wrong: Vec<&String> = errors.iter().filter(|e| e.contains("WRONG CONTENT")).collect();
         ensure!(wrong.is_empty(), "{wrong:#?}");
         if self.plant_loss {
-            plant_loss(&there, &kept)?;
+            plant_loss(&there[0], &kept)?;
         }
-        for region in [other, lost] {
+        for region in self.cluster.regions() {
             kept.verify(&self.cluster.mount(region))
                 .with_context(|| format!("as the mount in {region} shows it"))?;
         }
-        self.cluster.verify(lost)?;
+        let (home, replicas) = self.cluster.parted(&whole.home)?;
+        replicas.iter().try_for_each(|region| self.cluster.verify(region))?;
         ensure!(self.cluster.panics().is_empty(), "{:#?}", self.cluster.panics());
-        let known = known.with_context(|| format!("{other} can't be asked"))?;
-        ensure!(known.home == other && known.epoch > before.epoch, "{before:?} was followed by {known:?}");
-        ensure!(taken_over <= TAKEN_OVER_WITHIN, "{other} took changes only after {taken_over:?}");
+        let known = known.with_context(|| format!("{} can't be asked", others[0]))?;
+        let follows = others.contains(&known.home.as_str()) && known.epoch > before.epoch;
+        ensure!(follows, "{before:?} was followed by {known:?}");
+        ensure!(taken_over <= TAKEN_OVER_WITHIN, "{} took changes only after {taken_over:?}", known.home);
         println!(
-            "       in sync {:.1} s after it came back, home {}, {} errors seen, {} files seen or fsynced; {:.0} s in all",
+            "       in sync {:.1} s after it came back, home {home}, {} errors seen, {} files seen or fsynced; {:.0} s in all",
             rejoined.as_secs_f64(),
-            whole.home,
             errors.len(),
             kept.seen.iter().flat_map(|(_, m)| m).map(|m| m.files.len()).sum::<usize>(),
             began.elapsed().as_secs_f64()
@@ -209,7 +226,7 @@ impl Campaign {
     /// Everything once more, over mounts that have cached nothing.
     fn finish(mut self, kept: &[Kept]) -> Result<()> {
         self.print_takeovers();
-        for region in REGIONS {
+        for region in self.cluster.regions() {
             self.cluster
                 .with_fresh_mount(region, |mount| kept.iter().try_for_each(|kept| kept.verify(mount)))
                 .with_context(|| format!("at the end, as a fresh mount in {region} shows it"))?;
@@ -219,6 +236,16 @@ impl Campaign {
         self.cluster.forget_logs();
         Ok(())
     }
+}
+
+/// Waits until the mounts of all of these regions take changes: that of the one that takes over, and others, which find it.
+fn all_take_changes(regions: &[&str], mounts: &[PathBuf], round: usize) -> Result<Vec<Probed>> {
+    let begin = |(region, mount): (&&str, &PathBuf)| Probe::start(mount, &format!("r{round}-probe-{region}"));
+    let probes: Vec<Probe> = regions.iter().zip(mounts).map(begin).collect();
+    // Each is waited for: one that is late would go on when the next round begins.
+    let probed: Vec<Result<Probed>> = probes.into_iter().map(|probe| probe.wait(PATIENCE)).collect();
+    let named = regions.iter().zip(probed);
+    named.map(|(region, probed)| probed.with_context(|| format!("{region} took no changes"))).collect()
 }
 
 impl Working {

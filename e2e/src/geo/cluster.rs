@@ -1,9 +1,10 @@
-//! Two regions and a witness of real daemons, each region in a network namespace of its own, with the mount of a region within it.
+//! Two regions or more and a witness of real daemons, each region in a network namespace of its own, with the mount of a region within it.
 //!
 //! `mooseng dev up` makes certificates and configurations; then its daemons end, and the same are started here on empty disks and at other
 //! addresses, as children of this process. The way between regions takes its time by the delays in the transport, as with `dev up`.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -20,8 +21,12 @@ use crate::child::{absent, detach, is_mounted, tail, wait, word};
 use crate::cluster::{DevCluster, checked, wait_for};
 use crate::network::Network;
 
-/// The regions with data, each with a mount.
-pub const REGIONS: [&str; 2] = ["region-1", "region-2"];
+/// What regions with data are called.
+const NAMES: &[&str] = &["region-1", "region-2", "region-3", "region-4"];
+/// The regions with data of the smallest cluster.
+pub const REGIONS: [&str; 2] = [NAMES[0], NAMES[1]];
+/// How many there may be.
+pub const COUNTS: RangeInclusive<usize> = REGIONS.len()..=NAMES.len();
 /// The region without.
 const WITNESS: &str = "witness";
 /// Who runs the commands that ask.
@@ -55,6 +60,7 @@ pub struct Volume {
 
 /// The cluster.
 pub struct GeoCluster {
+    regions: &'static [&'static str],
     /// All processes, by name. Before the networks and the directory, for they end first.
     processes: BTreeMap<String, Process>,
     network: Network,
@@ -62,16 +68,30 @@ pub struct GeoCluster {
 }
 
 impl GeoCluster {
-    /// Starts one, and makes its root volume `geo`.
-    pub fn start() -> Result<Self> {
+    /// Starts one of so many regions with data, each of them with a mount, and makes its root volume `geo`.
+    pub fn start(count: usize) -> Result<Self> {
+        let regions = NAMES.get(..count).filter(|_| COUNTS.contains(&count));
+        let regions = regions.with_context(|| format!("{COUNTS:?} regions can be started, not {count}"))?;
         let cluster = DevCluster::up(
             "geo",
-            &["--regions", "2", "--wan", WAN, "--durability", "region", "--no-mount", "--wait", "180s"],
+            &[
+                "--regions",
+                &count.to_string(),
+                "--wan",
+                WAN,
+                "--durability",
+                "region",
+                "--no-mount",
+                "--wait",
+                "180s",
+            ],
         )?;
         checked(cluster.mooseng(&["dev", "down", "--dir"]).arg(cluster.dir()))?;
         let file = cluster.file()?;
-        let network = Network::new(&[REGIONS[0], REGIONS[1], WITNESS, OBSERVER].map(str::to_owned))?;
-        let mut geo = Self { processes: BTreeMap::new(), network, cluster };
+        let networks: Vec<String> =
+            regions.iter().chain(&[WITNESS, OBSERVER]).map(|name| (*name).to_owned()).collect();
+        let network = Network::new(&networks)?;
+        let mut geo = Self { regions, processes: BTreeMap::new(), network, cluster };
         let mut moved = Vec::new();
         for process in file.processes.iter().filter(|p| p.role != "client") {
             let port = process.address.rsplit_once(':').map_or("", |(_, port)| port);
@@ -92,7 +112,7 @@ impl GeoCluster {
             geo.processes
                 .insert(process.name, Process { region: process.region, argv, mount: None, child: None });
         }
-        for region in REGIONS {
+        for region in regions {
             geo.add_mount(&mount_name(region), region)?;
         }
         let daemons: Vec<String> = geo.daemons();
@@ -105,13 +125,26 @@ impl GeoCluster {
             Ok(())
         })?;
         geo.wait_whole()?;
-        for region in REGIONS {
+        for region in regions {
             geo.start_one(&mount_name(region))?;
         }
         Ok(geo)
     }
 
-    /// Changes what fsync waits for; once it is `geo` both regions are in the sync set.
+    /// The regions with data.
+    pub fn regions(&self) -> &'static [&'static str] {
+        self.regions
+    }
+
+    /// The region of that name, and the others with data.
+    pub fn parted(&self, home: &str) -> Result<(&'static str, Vec<&'static str>)> {
+        let (home_of, others): (Vec<&str>, Vec<&str>) =
+            self.regions.iter().copied().partition(|region| *region == home);
+        let home = home_of.first().copied().with_context(|| format!("there is no region {home}"))?;
+        Ok((home, others))
+    }
+
+    /// Changes what fsync waits for; once it is `geo` all regions are in the sync set.
     pub fn set_durability(&mut self, durability: &str) -> Result<()> {
         let admin = self.config(REGIONS[0], "admin");
         let output = self.ask(OBSERVER, &["volume", "set", "/", "--durability", durability], &admin)?;
@@ -300,7 +333,8 @@ impl GeoCluster {
         let (regions, sync_set) = (&volume["regions"], &volume["sync_set"]);
         let count = |list: &Value| list.as_array().map_or(0, Vec::len);
         ensure!(volume["durability"] == "geo", "{region} knows of no geo volume: {told}");
-        ensure!(count(regions) == 2 && count(sync_set) == 2, "{region}: the sync set is {sync_set}");
+        let all = self.regions.len();
+        ensure!(count(regions) == all && count(sync_set) == all, "{region}: the sync set is {sync_set}");
         if !quiet {
             return Ok(());
         }
@@ -316,7 +350,7 @@ impl GeoCluster {
         self.wait_until(true)
     }
 
-    /// Waits until both regions are in the sync set and know the same home, whatever is at work.
+    /// Waits until all regions are in the sync set and know the same home, whatever is at work.
     pub fn wait_in_sync(&mut self) -> Result<Volume> {
         self.wait_until(false)
     }
@@ -329,10 +363,11 @@ impl GeoCluster {
             if !ended.is_empty() {
                 return Ok(());
             }
-            REGIONS.into_iter().try_for_each(|region| self.not_whole(region, quiet))?;
-            let (one, other) = (self.volume(REGIONS[0])?, self.volume(REGIONS[1])?);
-            ensure!(one == other, "{one:?} and {other:?}");
-            agreed = Some(one);
+            self.regions.iter().try_for_each(|region| self.not_whole(region, quiet))?;
+            let known = self.regions.iter().map(|region| self.volume(region)).collect::<Result<Vec<_>>>()?;
+            let first = known.first().context("no region was asked")?;
+            ensure!(known.iter().all(|volume| volume == first), "{known:?}");
+            agreed = Some(first.clone());
             Ok(())
         })?;
         ensure!(ended.is_empty(), "{}", ended.join("; "));

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use mooseng_e2e::cluster::{DevCluster, checked, wait_for};
 use serde_json::Value;
 
-use super::operations::{asked, refused};
+use super::operations::{asked, planned, refused};
 
 /// How long data may take to be where its class wants it: a scan, and some copies.
 const MOVED_WITHIN: Duration = Duration::from_secs(90);
@@ -57,6 +57,33 @@ fn store(file: &Path, data: &[u8]) -> std::io::Result<()> {
     let mut file = File::create(file)?;
     file.write_all(data)?;
     file.sync_all()
+}
+
+/// What a change of a class, or an assignment, would do: told before it is made.
+fn plans(cluster: &DevCluster) -> Result<()> {
+    let classes = || -> Result<Vec<String>> {
+        let told: Value = serde_json::from_str(&asked(cluster, &["class", "list", "-o", "json"])?)?;
+        let classes = told["classes"].as_array().with_context(|| format!("{told}"))?;
+        Ok(classes.iter().map(|c| format!("{} {} {}", c["name"], c["copies"], c["labels"])).collect())
+    };
+    let before = classes()?;
+    let set = planned(cluster, &["class", "set", "thrice", "--copies", "4"])?;
+    ensure!(set["before"]["copies"] == 3 && set["after"]["copies"] == 4, "{set:#}");
+    // There are three chunkservers.
+    ensure!(set["goes_below_a_goal"] == true && set["copied"][0]["bytes"].as_u64() > Some(0), "{set:#}");
+    let to_hdd = ["class", "set", "fast", "--labels", "media=hdd", "--copies", "1", "--min-copies", "1"];
+    let moved = planned(cluster, &to_hdd)?;
+    let to = moved["copied"][0]["to"].as_str().unwrap_or_default();
+    ensure!(to.starts_with("chunkserver-3 ") && moved["copied"][0]["at_most"] == true, "{moved:#}");
+    refused(cluster, &["class", "set", "none", "--copies", "2", "--plan"], 3, "there is no storage class")?;
+    refused(cluster, &["class", "set", "fast", "--copies", "1", "--plan"], 1, "at least 2")?;
+    let assigned = planned(cluster, &["class", "assign", "thrice", "/fast", "-r"])?;
+    ensure!(assigned["before"]["name"] == "fast" && assigned["after"]["name"] == "thrice", "{assigned:#}");
+    ensure!(assigned["not_known"].to_string().contains("no quota counts it"), "{assigned:#}");
+    refused(cluster, &["class", "assign", "none", "/fast", "--plan"], 3, "there is no storage class")?;
+    let after = classes()?;
+    ensure!(before == after, "a plan has changed something: {before:?} became {after:?}");
+    Ok(())
 }
 
 /// Data lies on the chunkservers that its class names, moves when that changes, and is refused where there are none.
@@ -114,6 +141,7 @@ pub fn data_lies_where_its_class_says(cluster: &DevCluster, data: &[u8]) -> Resu
     let short = finding(cluster, "CLASS_SHORT")?.context("status doesn't say that a class is short")?;
     ensure!(short["detail"].as_str().is_some_and(|d| d.contains("media=tape")), "{short}");
 
+    plans(cluster)?;
     // The class changes: its data moves, also what was assigned to it later than it was made.
     let told = asked(cluster, &["class", "assign", "fast", "/fast", "-r"])?;
     ensure!(told.contains("to one that had another class"), "{told}");

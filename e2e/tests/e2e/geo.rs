@@ -1,6 +1,7 @@
 //! A short campaign that loses the home region; `make test-geo` runs a long one (docs/faults.md).
 
 use mooseng_e2e::geo::campaign::{self, Settings};
+use mooseng_e2e::geo::cluster::REGIONS;
 use mooseng_e2e::geo::plan::KINDS;
 
 #[test]
@@ -20,6 +21,7 @@ fn the_loss_of_the_home_region_breaks_no_promise() {
         seed: number("SEED").unwrap_or(1),
         rounds: rounds as usize,
         kinds: KINDS.to_vec(),
+        regions: REGIONS.len(),
         keep_going: false,
         plant_loss: false,
     };

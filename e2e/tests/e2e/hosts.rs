@@ -6,9 +6,12 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use mooseng_e2e::cluster::{DevCluster, Mount, checked, shell, wait_for, workspace};
+use mooseng_e2e::cluster::{DevCluster, checked, shell, wait_for, workspace};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+/// How soon whoever keeps the cluster names another process of a mount.
+const NAMED_WITHIN: Duration = Duration::from_secs(5);
 
 /// `make install` into a directory, from the binaries that are tested.
 pub fn install(cluster: &DevCluster) -> Result<()> {
@@ -80,20 +83,6 @@ pub fn mount_8(cluster: &DevCluster) -> Result<()> {
     Ok(())
 }
 
-/// The process that serves a mount, once cluster.json names one that isn't `dead`.
-fn serving(cluster: &DevCluster, path: &Path, dead: Option<i32>) -> Result<i32> {
-    let mut found = 0;
-    wait_for("cluster.json to name the mount's process", Duration::from_secs(5), || {
-        // Whoever keeps the cluster writes the file when it next looks: until then it names the mount that was there before.
-        let lives = |pid: i32| Path::new(&format!("/proc/{pid}")).exists();
-        let serves = |m: &Mount| m.path == path && Some(m.pid) != dead && lives(m.pid);
-        let mount = cluster.file()?.mounts.into_iter().find(serves);
-        found = mount.with_context(|| format!("no mount on {}", path.display()))?.pid;
-        Ok(())
-    })?;
-    Ok(found)
-}
-
 /// kill -9 of the process that serves a mount: the tree is back within seconds, without anybody doing anything.
 pub fn killed_and_back(cluster: &DevCluster) -> Result<()> {
     // By another path than the kernel's, too.
@@ -107,7 +96,7 @@ pub fn killed_and_back(cluster: &DevCluster) -> Result<()> {
     std::fs::File::open(&file)?.sync_all()?;
     for round in 0..2 {
         let mut open = std::fs::File::options().read(true).append(true).open(&file)?;
-        let pid = serving(cluster, &tree, None)?;
+        let pid = cluster.serving(&tree, None, NAMED_WITHIN)?;
         let began = Instant::now();
         kill(Pid::from_raw(pid), Signal::SIGKILL)?;
         wait_for("the tree to be back", Duration::from_secs(5), || {
@@ -115,7 +104,7 @@ pub fn killed_and_back(cluster: &DevCluster) -> Result<()> {
             Ok(())
         })?;
         println!("    round {round}: back after {:.2} s", began.elapsed().as_secs_f64());
-        serving(cluster, &tree, Some(pid))?;
+        cluster.serving(&tree, Some(pid), NAMED_WITHIN)?;
         // What was open stays dead, and says so.
         let error = open.write_all(b"x").err().context("a file of the dead mount takes writes")?;
         ensure!(error.raw_os_error() == Some(libc::ENOTCONN), "write: {error}");
@@ -210,7 +199,7 @@ fn told_to_end(cluster: &DevCluster, tree: &Path) -> Result<()> {
 fn taken_away(cluster: &DevCluster, tree: &Path, processes: &dyn Fn() -> Result<usize>) -> Result<()> {
     let mut mount = cluster.mooseng(&["mount", "--config"]);
     checked(mount.arg(cluster.client_config()?).arg(tree))?;
-    let pid = serving(cluster, tree, None)?;
+    let pid = cluster.serving(tree, None, NAMED_WITHIN)?;
     kill(Pid::from_raw(pid), Signal::SIGKILL)?;
     // The next worker may be just there: then this is an ordinary umount.
     wait_for("umount", Duration::from_secs(5), || {

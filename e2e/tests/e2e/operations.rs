@@ -112,6 +112,16 @@ pub fn asked(cluster: &DevCluster, args: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// What a command says with `--plan`, as JSON: nothing is changed by it.
+pub fn planned(cluster: &DevCluster, args: &[&str]) -> Result<serde_json::Value> {
+    let text = asked(cluster, &[args, &["--plan"]].concat())?;
+    ensure!(text.ends_with("Nothing was changed. The same command without --plan does it.\n"), "{text}");
+    let told = asked(cluster, &[args, &["--plan", "-o", "json"]].concat())?;
+    let told: serde_json::Value = serde_json::from_str(&told).with_context(|| told.clone())?;
+    ensure!(told["version"] == 1 && told["plan"] == true, "{told:#}");
+    Ok(told)
+}
+
 pub fn refused(cluster: &DevCluster, args: &[&str], code: i32, words: &str) -> Result<()> {
     let output = ask(cluster, args)?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -156,6 +166,11 @@ fn lose_the_disk(cluster: &DevCluster) -> Result<()> {
 
 fn replace(cluster: &DevCluster) -> Result<()> {
     let lost = cluster.process(LOST)?;
+    // Two of three vote afterwards, as two of three are there before.
+    let plan = planned(cluster, &["members", "remove", "2"])?;
+    ensure!(plan["voters"] == serde_json::json!({ "before": [1, 2, 3], "after": [1, 3] }), "{plan:#}");
+    ensure!(plan["goes_below_a_goal"] == true && plan["copied"] == serde_json::json!([]), "{plan:#}");
+    refused(cluster, &["members", "remove", "9", "--plan"], 3, "no master 9")?;
     asked(cluster, &["members", "remove", "2"])?;
     empty_dir(&lost.state_dir)?;
     let config = std::fs::read_to_string(config_of_lost(cluster))?;
@@ -171,6 +186,16 @@ fn replace(cluster: &DevCluster) -> Result<()> {
     add("5", LOST)(&|args| refused(cluster, args, 1, "this is master 4"))?;
     add("4", "master-1")(&|args| refused(cluster, args, 1, "is master-1"))?;
     refused(cluster, &["members", "remove", "2"], 3, "no master 2")?;
+    let with_plan = |args: &[&str]| {
+        let plan = planned(cluster, args)?;
+        let (copied, votes) = (&plan["copied"][0], &plan["counts"]["region_votes"]);
+        ensure!(copied["within"] == "region-1" && copied["bytes"].is_null(), "{plan:#}");
+        ensure!(votes["after"] == serde_json::json!([[1, 3, 4]]), "{plan:#}");
+        ensure!(plan["goes_below_a_goal"] == false, "{plan:#}");
+        Ok(())
+    };
+    add("4", LOST)(&with_plan)?;
+    add("4", "master-1")(&|args| refused(cluster, &[args, &["--plan"]].concat(), 1, "is master-1"))?;
     let began = Instant::now();
     add("4", LOST)(&|args| {
         let told = asked(cluster, args)?;
@@ -391,6 +416,18 @@ fn quota(cluster: &DevCluster) -> Result<()> {
 
 fn drain(cluster: &DevCluster) -> Result<()> {
     let name = "chunkserver-2";
+    let plan = planned(cluster, &["chunkservers", "drain", name])?;
+    let copied = &plan["copied"][0];
+    let to = copied["to"].as_str().unwrap_or_default();
+    ensure!(to.contains("chunkserver-1") && to.contains("chunkserver-3") && !to.contains(name), "{plan:#}");
+    ensure!(copied["bytes"].as_u64() > Some(0) && plan["located"].as_u64() > Some(0), "{plan:#}");
+    ensure!(plan["goes_below_a_goal"] == false && plan["counts"]["copies"]["during"] == 2, "{plan:#}");
+    ensure!(plan["draining"] == false, "it is drained: {plan:#}");
+    refused(cluster, &["chunkservers", "drain", "chunkserver-9", "--plan"], 3, "chunkserver-9")?;
+    let client = cluster.client_config()?;
+    let denied =
+        cluster.mooseng(&["chunkservers", "drain", name, "--plan", "--config"]).arg(client).output()?;
+    ensure!(denied.status.code() == Some(4), "{denied:?}");
     let told = asked(cluster, &["chunkservers", "drain", name, "-o", "json"])?;
     let told: serde_json::Value = serde_json::from_str(&told)?;
     ensure!(told["located"].as_u64() > Some(0), "it counts as empty before anybody looked: {told}");

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use mooseng_e2e::cluster::{DevCluster, wait_for};
-use mooseng_otlp::collector::{Collector, Taken};
+use mooseng_otlp::collector::{Collector, Taken, number};
 use tokio::runtime::Runtime;
 
 /// What a daemon says once a minute while the collector takes nothing.
@@ -85,7 +85,37 @@ fn leads(trace: &Trace, service: &str, name: &str, steps: &[&str]) -> Result<()>
     Ok(())
 }
 
-/// An fsync of new data is one trace: the mount's root, the chain of chunkservers, the master that leads and its followers.
+/// Checks that the trace of an operation, of that root, has everything that made new data durable: the chain of chunkservers, the master that leads and its followers.
+fn is_whole(trace: &Trace, root: &str) -> Result<()> {
+    let chain = ["mooseng-chunkserver ChunkAppend", "mooseng-mount ChunkAppend", root];
+    leads(trace, "mooseng-chunkserver", "chunk.write", &chain)?;
+    let second = [
+        "mooseng-chunkserver ChunkAppend",
+        "mooseng-chunkserver ChunkAppend",
+        "mooseng-chunkserver ChunkAppend",
+        "mooseng-mount ChunkAppend",
+        root,
+    ];
+    leads(trace, "mooseng-chunkserver", "chunk.flush", &second)?;
+    let change = ["mooseng-master FsChange", "mooseng-mount FsChange", root];
+    let commit = [&["mooseng-master raft.commit", "mooseng-master commit"][..], &change].concat();
+    leads(trace, "mooseng-master", "raft.log_flush", &commit)?;
+    let follower = [&["mooseng-master RaftAppend", "mooseng-master RaftAppend"][..], &commit].concat();
+    leads(trace, "mooseng-master", "raft.append_and_flush", &follower)?;
+
+    let instances = |service: &str, name: &str| -> BTreeSet<String> {
+        trace.of(service, name).map(|taken| taken.instance.clone()).collect()
+    };
+    let writers = instances("mooseng-chunkserver", "chunk.write");
+    ensure!(writers.len() == 2, "a chunk has two copies; {writers:?} have written");
+    let leader = instances("mooseng-master", "raft.commit");
+    let followers = instances("mooseng-master", "raft.append_and_flush");
+    ensure!(leader.len() == 1 && leader.is_disjoint(&followers), "{leader:?} leads {followers:?}");
+    ensure!(!trace.shown().contains("nobody's"), "a parent is missing:\n{}", trace.shown());
+    Ok(())
+}
+
+/// An fsync of new data is one trace.
 pub fn one_trace(cluster: &DevCluster, collector: &Collector) -> Result<()> {
     let mut file = std::fs::File::create(cluster.mount().join("traced"))?;
     file.write_all(&vec![7; 2_000_000])?;
@@ -96,32 +126,36 @@ pub fn one_trace(cluster: &DevCluster, collector: &Collector) -> Result<()> {
     wait_for("a whole trace of an fsync at the collector", Duration::from_secs(30), || {
         let traces = traces(collector, "fsync");
         let trace = traces.first().context("there is no trace with a root fsync")?;
-        let root = "mooseng-mount fsync";
-        let chain = ["mooseng-chunkserver ChunkAppend", "mooseng-mount ChunkAppend", root];
-        leads(trace, "mooseng-chunkserver", "chunk.write", &chain)?;
-        let second = [
-            "mooseng-chunkserver ChunkAppend",
-            "mooseng-chunkserver ChunkAppend",
-            "mooseng-chunkserver ChunkAppend",
-            "mooseng-mount ChunkAppend",
-            root,
-        ];
-        leads(trace, "mooseng-chunkserver", "chunk.flush", &second)?;
-        let change = ["mooseng-master FsChange", "mooseng-mount FsChange", root];
-        let commit = [&["mooseng-master raft.commit", "mooseng-master commit"][..], &change].concat();
-        leads(trace, "mooseng-master", "raft.log_flush", &commit)?;
-        let follower = [&["mooseng-master RaftAppend", "mooseng-master RaftAppend"][..], &commit].concat();
-        leads(trace, "mooseng-master", "raft.append_and_flush", &follower)?;
+        is_whole(trace, "mooseng-mount fsync")
+    })
+}
 
-        let instances = |service: &str, name: &str| -> BTreeSet<String> {
-            trace.of(service, name).map(|taken| taken.instance.clone()).collect()
-        };
-        let writers = instances("mooseng-chunkserver", "chunk.write");
-        ensure!(writers.len() == 2, "a chunk has two copies; {writers:?} have written");
-        let leader = instances("mooseng-master", "raft.commit");
-        let followers = instances("mooseng-master", "raft.append_and_flush");
-        ensure!(leader.len() == 1 && leader.is_disjoint(&followers), "{leader:?} leads {followers:?}");
-        ensure!(!trace.shown().contains("nobody's"), "a parent is missing:\n{}", trace.shown());
+/// Bytes that went with a service's own calls to append to chunks: of a mount to the first chunkserver of the chain, and of that one to the next.
+fn appended(trace: &Trace, service: &str) -> i64 {
+    trace.of(service, "ChunkAppend").filter_map(|taken| number(&taken.span.attributes, "bytes")).sum()
+}
+
+/// So is each write to a file that is open with O_SYNC, which the kernel makes of a large one: what it was given goes down the whole chain within its trace.
+pub fn a_large_write(cluster: &DevCluster, collector: &Collector) -> Result<()> {
+    const BYTES: usize = 4 << 20;
+    let mut options = std::fs::OpenOptions::new();
+    options.create(true).write(true).truncate(true).custom_flags(libc::O_SYNC);
+    let mut file = options.open(cluster.mount().join("traced-write"))?;
+    collector.forget_spans();
+    file.write_all(&vec![7; BYTES])?;
+    drop(file);
+    wait_for("whole traces of a large write at the collector", Duration::from_secs(30), || {
+        let traces = traces(collector, "write");
+        traces.iter().try_for_each(|trace| is_whole(trace, "mooseng-mount write"))?;
+        for service in ["mooseng-mount", "mooseng-chunkserver"] {
+            let sent: i64 = traces.iter().map(|trace| appended(trace, service)).sum();
+            ensure!(
+                sent >= BYTES as i64,
+                "{service} sent {sent} of {BYTES} bytes in {} traces",
+                traces.len()
+            );
+        }
+        println!("    {BYTES} bytes in {} traces", traces.len());
         Ok(())
     })
 }

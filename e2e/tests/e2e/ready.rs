@@ -53,6 +53,9 @@ fn run() -> Result<()> {
     std::fs::write(cluster.mount().join("kept"), "kept")?;
 
     steps.run("an fsync is one trace through all daemons", || otlp::one_trace(&cluster, collector));
+    steps.run("so is a large write, down the chain of chunkservers", || {
+        otlp::a_large_write(&cluster, collector)
+    });
     steps.run("metrics arrive as /metrics shows them", || otlp::same_metrics(&cluster, collector));
     steps.run("a collector that hangs keeps nobody waiting", || {
         otlp::a_collector_that_hangs(&cluster, collector)

@@ -139,11 +139,7 @@ fn write_on(directory: &Path, ends: &AtomicBool) -> Result<(u32, Duration)> {
 
 /// The other region is cut off from a `region` volume whose home writes on: writers wait once what they wrote is older than `lag_max`, and go on with it.
 fn waits_for_the_other_region(cluster: &DevCluster, here: &Path, there: &Path) -> Result<()> {
-    let volume = |words: &[&str]| -> Result<serde_json::Value> {
-        let mut command = cluster.mooseng(&[&["volume"], words, &["-o", "json", "--config"]].concat());
-        command.arg(cluster.admin_config_of(HOME)?);
-        Ok(serde_json::from_slice(&checked(&mut command)?.stdout)?)
-    };
+    let volume = |words: &[&str]| cluster.volume(HOME, words);
     volume(&["set", "/", "--durability", "region", "--lag-max", "1s"])?;
     let info = || Ok::<_, anyhow::Error>(volume(&["info", "/"])?["volume"].clone());
     wait_for("the other region to count", SOON, || {
@@ -312,25 +308,7 @@ fn moves(cluster: &DevCluster, mounts: &[&Path]) -> Result<()> {
             }
         }
     }
-    compared(cluster, AWAY, |all| all["equal"] == true)
-}
-
-/// The files below a directory that contain a marker.
-fn marked(dir: &Path, marker: &[u8]) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(dir)? {
-        let path = entry?.path();
-        if path.is_dir() {
-            found.extend(marked(&path, marker)?);
-        } else if path.is_file() {
-            // One that is collected at this moment isn't there any more.
-            let bytes = std::fs::read(&path).unwrap_or_default();
-            if bytes.windows(marker.len()).any(|window| window == marker) {
-                found.push(path);
-            }
-        }
-    }
-    Ok(found)
+    cluster.compared(AWAY, |all| all["equal"] == true)
 }
 
 /// Takes all copies that a region has of a file's chunk from its disks, while its chunkservers are down: it has the home to fetch it from.
@@ -340,12 +318,7 @@ fn remove_all_copies(cluster: &DevCluster, here: &Path, there: &Path) -> Result<
     content[500_000..500_000 + MARKER.len()].copy_from_slice(MARKER);
     std::fs::write(here.join("gone"), &content)?;
     std::fs::File::open(here.join("gone"))?.sync_all()?;
-    let of_the_region = |p: &mooseng_e2e::cluster::Process| p.region == AWAY && p.role == "chunkserver";
-    let dirs: Vec<PathBuf> =
-        cluster.file()?.processes.into_iter().filter(of_the_region).map(|p| p.state_dir).collect();
-    let copies = || -> Result<Vec<PathBuf>> {
-        Ok(dirs.iter().map(|dir| marked(dir, MARKER)).collect::<Result<Vec<_>>>()?.concat())
-    };
+    let copies = || cluster.chunks_with(AWAY, MARKER);
     let two = || {
         let found = copies()?;
         ensure!(found.len() == 2, "{found:?}");
@@ -361,30 +334,17 @@ fn remove_all_copies(cluster: &DevCluster, here: &Path, there: &Path) -> Result<
     ensure!(std::fs::read(there.join("gone"))? == content, "it has other bytes");
 
     // A bit of one copy: `volume verify --read` finds it, and what finds it has it repaired.
-    compared(cluster, AWAY, |all| all["equal"] == true)?;
+    cluster.compared(AWAY, |all| all["equal"] == true)?;
     let rotten = copies()?.into_iter().next().context("no copy")?;
     let mut bytes = std::fs::read(&rotten)?;
     let at = bytes.windows(MARKER.len()).position(|window| window == MARKER).context("no marker")?;
     bytes[at] ^= 4;
     std::fs::write(&rotten, bytes)?;
-    compared(cluster, AWAY, |all| {
+    cluster.compared(AWAY, |all| {
         let different = all["different_copies"].as_array().map_or(0, Vec::len);
         all["equal"] == false && different == 1 && all["different_copies"][0]["region"] == AWAY
     })?;
-    compared(cluster, AWAY, |all| all["equal"] == true)
-}
-
-/// Waits until `mooseng volume verify --read` in a region says something.
-fn compared(cluster: &DevCluster, region: &str, says: impl Fn(&serde_json::Value) -> bool) -> Result<()> {
-    wait_for("what volume verify says", Duration::from_secs(60), || {
-        let mut command = cluster.mooseng(&["volume", "verify", "/", "--read", "-o", "json", "--config"]);
-        let output = command.arg(cluster.admin_config_of(region)?).output()?;
-        let all: serde_json::Value = serde_json::from_slice(&output.stdout)
-            .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
-        ensure!(says(&all), "{all:#}");
-        ensure!(output.status.success() == (all["equal"] == true), "{:?}: {all:#}", output.status);
-        Ok(())
-    })
+    cluster.compared(AWAY, |all| all["equal"] == true)
 }
 
 fn run() -> Result<()> {

@@ -13,6 +13,7 @@ use mooseng_e2e::cluster::{DevCluster, checked, wait_for};
 use mooseng_e2e::steps::Steps;
 
 use super::regions::{HOME_LOST, shows, write};
+use super::unlinked;
 
 /// Where the root volume is at home, and where the others are.
 const ROOT_HOME: &str = "region-1";
@@ -23,19 +24,12 @@ const FAILED_OVER: Duration = Duration::from_secs(90);
 const TAIL: usize = 5;
 
 /// What is said where a region goes back to the place of the log that its home has, too.
-const UNDONE: &[&str] = &["what this region had of the volume's log beyond the cut is undone, and put aside"];
+pub const UNDONE: &[&str] =
+    &["what this region had of the volume's log beyond the cut is undone, and put aside"];
 
 #[test]
 fn volumes_are_one_tree_and_fail_over_apart() {
     run().unwrap();
-}
-
-/// `mooseng volume WORDS --config ADMIN -o json`, in a region.
-fn volume(cluster: &DevCluster, region: &str, words: &[&str]) -> Result<serde_json::Value> {
-    let mut command = cluster.mooseng(&["volume"]);
-    command.args(words).args(["-o", "json", "--config"]).arg(cluster.admin_config_of(region)?);
-    let output = checked(&mut command)?;
-    serde_json::from_slice(&output.stdout).with_context(|| format!("volume {words:?}: {output:?}"))
 }
 
 /// `mooseng cluster level WORDS -o json`, by an administrator.
@@ -64,13 +58,13 @@ fn levels(cluster: &DevCluster) -> Result<()> {
 
 /// An attempt to delete a volume, which is refused for that reason.
 fn refused(cluster: &DevCluster, path: &str, reason: &str) -> Result<()> {
-    let refusal = volume(cluster, ROOT_HOME, &["delete", path]);
+    let refusal = cluster.volume(ROOT_HOME, &["delete", path]);
     ensure!(refusal.as_ref().is_err_and(|e| format!("{e:#}").contains(reason)), "{reason}: {refusal:?}");
     Ok(())
 }
 
 /// The volume in which a path is: the upper bits of its inode's number.
-fn volume_of(path: &Path) -> Result<u64> {
+pub fn volume_of(path: &Path) -> Result<u64> {
     Ok(fs::symlink_metadata(path).with_context(|| format!("stat {}", path.display()))?.ino() >> 48)
 }
 
@@ -79,7 +73,9 @@ fn make(cluster: &DevCluster, mount: &Path, name: &str, durability: &str) -> Res
     fs::create_dir(mount.join(name)).with_context(|| format!("mkdir {name}"))?;
     fs::File::open(mount)?.sync_all().context("fsync of the root directory")?;
     let path = format!("/{name}");
-    volume(cluster, ROOT_HOME, &["create", &path, "--home", OTHER, "--durability", durability])?;
+    let create = ["create", &path, "--home", OTHER, "--durability", durability];
+    super::plans::making(cluster, ROOT_HOME, &create)?;
+    cluster.volume(ROOT_HOME, &create)?;
     wait_for("the mount to cross into the new volume", Duration::from_secs(60), || {
         ensure!(volume_of(&mount.join(name))? != 0, "it shows the directory still");
         Ok(())
@@ -103,20 +99,20 @@ fn ask(cluster: &DevCluster, region: &str, words: &[&str]) -> Result<Output> {
 }
 
 /// What it prints.
-fn told(cluster: &DevCluster, words: &[&str]) -> Result<String> {
+pub fn told(cluster: &DevCluster, words: &[&str]) -> Result<String> {
     let output = ask(cluster, ROOT_HOME, words)?;
     ensure!(output.status.success(), "{words:?}: {output:?}");
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// What it prints as JSON.
-fn shape(cluster: &DevCluster, words: &[&str]) -> Result<serde_json::Value> {
+pub fn shape(cluster: &DevCluster, words: &[&str]) -> Result<serde_json::Value> {
     let text = told(cluster, &[words, &["-o", "json"]].concat())?;
     serde_json::from_str(&text).with_context(|| format!("{words:?}: {text}"))
 }
 
 /// What it says where it refuses.
-fn refusal(cluster: &DevCluster, words: &[&str], code: i32) -> Result<String> {
+pub fn refusal(cluster: &DevCluster, words: &[&str], code: i32) -> Result<String> {
     let output = ask(cluster, ROOT_HOME, words)?;
     ensure!(output.status.code() == Some(code), "{words:?}: {output:?}");
     Ok(String::from_utf8_lossy(&output.stderr).into_owned())
@@ -214,7 +210,7 @@ fn fsck(cluster: &DevCluster) -> Result<()> {
 fn below_a_volume(cluster: &DevCluster, here: &Path, there: &Path) -> Result<()> {
     fs::create_dir(here.join("v/in")).context("mkdir")?;
     fs::File::open(here.join("v"))?.sync_all().context("fsync of the directory")?;
-    volume(cluster, ROOT_HOME, &["create", "/v/in", "--home", ROOT_HOME, "--durability", "region"])?;
+    cluster.volume(ROOT_HOME, &["create", "/v/in", "--home", ROOT_HOME, "--durability", "region"])?;
     for mount in [here, there] {
         wait_for("the mount to cross into the volume below", Duration::from_secs(60), || {
             let inner = volume_of(&mount.join("v/in"))?;
@@ -225,14 +221,14 @@ fn below_a_volume(cluster: &DevCluster, here: &Path, there: &Path) -> Result<()>
     write(&here.join("v/in/a"), "below")?;
     shows(&there.join("v/in/a"), "below")?;
     sh(there, "test \"$(cd v/in/..; pwd -P)\" = \"$(cd v; pwd -P)\"")?;
-    let listed = volume(cluster, OTHER, &["info", "/v/in"])?;
+    let listed = cluster.volume(OTHER, &["info", "/v/in"])?;
     ensure!(listed["volume"]["path"] == "/v/in" && listed["volume"]["home"] == ROOT_HOME, "{listed:#}");
     let used = shape(cluster, &["class", "get", "/v/in/a"])?;
     ensure!(used["class"]["name"] == "default", "{used:#}");
     refused(cluster, "/v/in", "rm -r")?;
     fs::remove_file(here.join("v/in/a"))?;
     wait_for("nothing to be open there", Duration::from_secs(60), || {
-        volume(cluster, ROOT_HOME, &["delete", "/v/in"]).map(drop)
+        cluster.volume(ROOT_HOME, &["delete", "/v/in"]).map(drop)
     })?;
     wait_for("the directory to be an ordinary one", Duration::from_secs(60), || {
         ensure!(volume_of(&here.join("v/in"))? == volume_of(&here.join("v"))?, "it shows the volume still");
@@ -279,7 +275,7 @@ fn place(shape: &serde_json::Value) -> Result<String> {
 
 /// The only failover that the ledger of the volume u has, as a region tells it.
 fn only_loss(cluster: &DevCluster, region: &str) -> Result<serde_json::Value> {
-    let told = volume(cluster, region, &["losses", "/u"])?;
+    let told = cluster.volume(region, &["losses", "/u"])?;
     ensure!(told["home"] == ROOT_HOME && told["region"] == region, "{told:#}");
     let losses = told["losses"].as_array().context("no losses")?;
     ensure!(losses.len() == 1, "{told:#}");
@@ -432,6 +428,9 @@ fn run() -> Result<()> {
     steps.run("a new cluster is at the feature level of its release, which all masters support", || {
         levels(&cluster)
     });
+    steps.run("plans say what a region more or less would mean, and change nothing", || {
+        super::plans::regions(&cluster)
+    });
     steps.run("a geo volume and a region volume are made, and both mounts cross into them", || {
         make(&cluster, &here, "v", "geo")?;
         make(&cluster, &here, "w", "region")?;
@@ -493,7 +492,8 @@ fn run() -> Result<()> {
         drop(open);
         let held = fs::File::open(here.join("w"))?;
         wait_for("nothing to be open there", Duration::from_secs(60), || {
-            volume(&cluster, ROOT_HOME, &["delete", "/w"]).map(drop)
+            super::plans::deleting(&cluster, ROOT_HOME, "/w", deleted)?;
+            cluster.volume(ROOT_HOME, &["delete", "/w"]).map(drop)
         })?;
         println!("    {} files of its chunks are left", chunk_files(&cluster, deleted)?.len());
         for mount in [&here, &there] {
@@ -521,6 +521,11 @@ fn run() -> Result<()> {
         shows(&here.join("u/kept"), "kept")
     });
     let with_a_tail = volume_of(&here.join("u"))?;
+    let mut held = None;
+    steps.run("a file of the geo volume is open in the other region, and has no name any more", || {
+        held = Some(unlinked::hold(&cluster, ROOT_HOME)?);
+        Ok(())
+    });
     steps.run(
         "the volumes' home is lost: the root goes on at once, and the volumes at the other region",
         || {
@@ -547,12 +552,16 @@ fn run() -> Result<()> {
             for n in 0..TAIL {
                 ensure!(!here.join(format!("u/own/tail-{n}")).try_exists()?, "tail-{n} came through the cut");
             }
-            let list = volume(&cluster, ROOT_HOME, &["list"])?;
+            let list = cluster.volume(ROOT_HOME, &["list"])?;
             let text = list.to_string();
             ensure!(!text.contains(&format!("\"home\":\"{OTHER}\"")), "{list:#}");
             Ok(())
         },
     );
+    steps.run("what was open without a name is read and written, and goes with its close", || {
+        let held = held.take().context("there is no such file")?;
+        unlinked::lives_on_and_goes(&cluster, ROOT_HOME, held)
+    });
     steps.run("what was lost with the home isn't known yet, and volume losses says so", || {
         a_loss_is_open(&cluster)
     });
@@ -568,6 +577,9 @@ fn run() -> Result<()> {
         a_loss_is_named(&cluster, with_a_tail)
     });
     steps.run("events tell of the failover", || events_are_told(&cluster, with_a_tail));
+    steps.run("nor is a chunk left of what was open without a name", || {
+        unlinked::is_gone(&cluster, ROOT_HOME)
+    });
     steps.run("nothing is left of the deleted volume on any disk", || {
         wait_for("its chunks to be gone", Duration::from_secs(120), || {
             let left = chunk_files(&cluster, deleted)?;

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
-use mooseng_e2e::cluster::{DevCluster, checked, shell};
+use anyhow::{Context, Result, ensure};
+use mooseng_e2e::cluster::{DevCluster, checked, shell, wait_for};
 use mooseng_e2e::steps::Steps;
 
 #[test]
@@ -31,6 +31,7 @@ fn run() -> Result<()> {
     steps.run("chunks on this host are read from their files", || same_host(&cluster));
     steps.run("mooseng info and df", || info(&cluster));
     steps.run("mooseng profile and top", || profile(&cluster));
+    steps.run("who waits for a lock is seen by mooseng profile", || under_way(&cluster));
     steps.run("another mount sees every finished write, and is gone after umount", || second_mount(&cluster));
     steps.run("every daemon is restarted under load", || super::rolling::restart_all(&cluster));
     steps.run("down and up again keep everything", || {
@@ -43,7 +44,7 @@ fn run() -> Result<()> {
         Ok(())
     });
     steps.finish()?;
-    cluster.finish(super::PEERS_COME_AND_GO)
+    cluster.finish(&[super::PEERS_COME_AND_GO, super::rolling::SAID].concat())
 }
 
 fn profile(cluster: &DevCluster) -> Result<()> {
@@ -77,11 +78,45 @@ fn profile(cluster: &DevCluster) -> Result<()> {
             let row = operations.iter().find(|row| row["operation"] == name);
             let answered = row.and_then(|row| row["answered"].as_u64()).unwrap_or(0);
             ensure!(answered > 5, "{name} was answered {answered} times: {looked}");
+            let us = |what: &str| row.and_then(|row| row[what].as_u64());
+            let (p50, p99, max) = (us("p50_us"), us("p99_us"), us("max_us"));
+            ensure!(
+                p50.is_some() && p50 <= p99 && p99 <= max,
+                "{name} took {p50:?}, {p99:?}, {max:?}: {looked}"
+            );
+        }
+        for cache in ["entries", "attributes", "lists", "access_lists", "extents", "written", "chunks"] {
+            let counts = &looked["caches"][cache];
+            ensure!(counts["hits"].is_u64() && counts["misses"].is_u64(), "{cache}: {looked}");
         }
         let top = top?;
         ensure!(top["mounts"].as_array().is_some_and(|mounts| !mounts.is_empty()), "{top}");
         Ok(())
     })
+}
+
+/// What hangs can be seen: the request, whose it is, its file, and what it waits for.
+fn under_way(cluster: &DevCluster) -> Result<()> {
+    let path = cluster.mount().join("locked");
+    fs::write(&path, "x")?;
+    let holder = fs::File::open(&path)?;
+    holder.lock()?;
+    let waits = std::thread::spawn(move || fs::File::open(path)?.lock());
+    let seen = wait_for("the wait for the lock to be seen", Duration::from_secs(20), || {
+        let mut command = cluster.mooseng(&["profile", "--for", "200ms", "-o", "json"]);
+        let looked = checked(command.arg(cluster.mount()))?.stdout;
+        let looked: serde_json::Value = serde_json::from_slice(&looked)?;
+        let all = looked["under_way"].as_array().cloned().unwrap_or_default();
+        let waiting = all.iter().find(|request| request["operation"] == "setlk");
+        let waiting = waiting.with_context(|| format!("no setlk is under way: {looked}"))?;
+        let is_ours = waiting["path"].as_str().is_some_and(|path| path.ends_with("/locked"));
+        ensure!(is_ours && waiting["pid"].as_u64() > Some(0), "{waiting}");
+        ensure!(waiting["waits_for"]["what"] == "lock" && waiting["age_us"].as_u64() > Some(0), "{waiting}");
+        Ok(())
+    });
+    holder.unlock()?;
+    waits.join().map_err(|_| anyhow::anyhow!("who waits for the lock panicked"))??;
+    seen
 }
 
 fn git(mnt: &Path, local: &Path) -> Result<()> {
