@@ -45,13 +45,16 @@ impl Pulls {
         };
         let stat = self.work(chunk, begin).await?;
         if stat.sealed {
-            return if stat.length >= upto && (digest.is_none() || stat.length == upto) {
-                Ok(Followed { length: stat.length, sealed: true })
-            } else {
+            if stat.length < upto || (digest.is_some() && stat.length != upto) {
                 let message =
                     format!("chunk {chunk} ends here at {}, and {upto} bytes of it are wanted", stat.length);
-                Err(call_error(ErrorCode::ChunkSealed, message))
-            };
+                return Err(call_error(ErrorCode::ChunkSealed, message));
+            }
+            // Whoever sealed it may have known its length alone.
+            if let Some(digest) = digest {
+                self.work(chunk, move |store| compare(store, chunk, upto, &digest)).await?;
+            }
+            return Ok(Followed { length: stat.length, sealed: true });
         }
         let source = match source {
             Some(source) => source,
@@ -88,9 +91,7 @@ impl Pulls {
         }
         let Some(digest) = digest else { return Ok(Followed { length: upto, sealed: false }) };
         let seal = move |store: &mooseng_chunk::ChunkStore| {
-            if store.digest(chunk, upto)? != digest {
-                return Err(ChunkError::Different { chunk });
-            }
+            compare(store, chunk, upto, &digest)?;
             store.see_custody(custody)?;
             store.seal(chunk, epoch, upto)
         };
@@ -124,6 +125,19 @@ impl Pulls {
             tokio::time::sleep(ARRIVING_LOOK).await;
         }
     }
+}
+
+/// Refuses a copy whose first bytes aren't what they are to be.
+fn compare(
+    store: &mooseng_chunk::ChunkStore,
+    chunk: ChunkId,
+    length: u64,
+    digest: &Digest,
+) -> Result<(), ChunkError> {
+    if store.digest(chunk, length)? != *digest {
+        return Err(ChunkError::Different { chunk });
+    }
+    Ok(())
 }
 
 fn checked(follow: &Follow) -> Result<(Option<Digest>, Option<String>), CallError> {

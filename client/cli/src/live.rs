@@ -10,8 +10,9 @@ use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 
 use crate::output::Table;
@@ -22,12 +23,13 @@ pub const TOLD_MAX: usize = 64;
 /// How long it may take.
 pub const TOLD_WITHIN: Duration = Duration::from_secs(2);
 /// More than a mount tells.
-const BYTES_MAX: u64 = 4 << 20;
-/// Open files of a process that are looked at.
-const FILES_MAX: usize = 4096;
+const BYTES_MAX: usize = 4 << 20;
+/// Open files that are looked at for all requests together.
+const FILES_MAX: usize = 16_384;
 
-/// What a mount tells.
+/// What a mount tells. What another release doesn't tell is left out, here and below.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Live {
     /// Requests of the kernel that are under way, those first that have been for longest.
     pub requests: Vec<Request>,
@@ -39,6 +41,7 @@ pub struct Live {
 
 /// A request of the kernel that is under way.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Request {
     /// FUSE's word for what is asked.
     pub operation: String,
@@ -60,6 +63,7 @@ pub struct Request {
 
 /// What a request waits for.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Wait {
     /// The word for it: `master` and `chunkserver` where it is their answer.
     pub what: String,
@@ -73,6 +77,7 @@ pub struct Wait {
 
 /// How long the operations of one kind took.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Latency {
     /// The longest took so many microseconds.
     pub longest_us: u64,
@@ -82,37 +87,62 @@ pub struct Latency {
 
 /// Asks a mount.
 pub fn ask(record: &MountRecord) -> io::Result<Live> {
-    let stream = UnixStream::connect(runtime::socket_of(record.process))?;
-    stream.set_read_timeout(Some(TOLD_WITHIN))?;
-    let mut text = Vec::new();
-    stream.take(BYTES_MAX).read_to_end(&mut text)?;
+    let text = told(&runtime::socket_of(record.process), TOLD_WITHIN)?;
     if text.is_empty() {
         return Err(io::Error::other("it tells only whoever mounted it, and root"));
     }
     let mut live: Live = serde_json::from_slice(&text).map_err(io::Error::other)?;
+    let mut looks = FILES_MAX;
     for request in &mut live.requests {
-        request.path = path_of(request, &record.path).map(|path| path.display().to_string());
+        request.path = path_of(request, &record.path, &mut looks).map(|path| path.display().to_string());
     }
     Ok(live)
 }
 
-/// The path of what a request is about, if its process has it open below the mount, or the directory.
-fn path_of(request: &Request, mount: &Path) -> Option<PathBuf> {
-    let path = open_path(request.pid, request.inode, mount)?;
+/// All that a socket tells, which may take so long. Whoever tells it piece by piece, or takes no connection, keeps nobody waiting for longer.
+fn told(socket: &Path, within: Duration) -> io::Result<Vec<u8>> {
+    let until = Instant::now() + within;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let connected = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&connected, &SocketAddrUnix::new(socket)?)?;
+    let mut stream = UnixStream::from(connected);
+    stream.set_nonblocking(false)?;
+    let (mut text, mut piece) = (Vec::new(), [0; 8 << 10]);
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "it doesn't tell it in time"));
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut piece) {
+            Ok(0) => return Ok(text),
+            Ok(more) if text.len() + more <= BYTES_MAX => text.extend_from_slice(&piece[..more]),
+            Ok(_) => return Err(io::Error::other("it tells more than a mount does")),
+            // That time is over, or a signal came.
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// The path of what a request is about, if its process has it open below the mount, or the directory; and if so many `looks` at open files find it.
+fn path_of(request: &Request, mount: &Path, looks: &mut usize) -> Option<PathBuf> {
+    let path = open_path(request.pid, request.inode, mount, looks)?;
     Some(request.name.iter().fold(path, |path, name| path.join(name)))
 }
 
-fn open_path(pid: u32, inode: u64, mount: &Path) -> Option<PathBuf> {
+fn open_path(pid: u32, inode: u64, mount: &Path, looks: &mut usize) -> Option<PathBuf> {
     let process = PathBuf::from(format!("/proc/{pid}"));
-    let files = std::fs::read_dir(process.join("fd")).ok()?;
-    files.flatten().take(FILES_MAX).find_map(|file| {
+    for file in std::fs::read_dir(process.join("fd")).ok()?.flatten() {
+        *looks = looks.checked_sub(1)?;
         // Neither asks the filesystem that the file is of.
-        let info = std::fs::read_to_string(process.join("fdinfo").join(file.file_name())).ok()?;
-        if inode_in(&info) != Some(inode) {
-            return None;
+        let path = std::fs::read_link(file.path()).ok().filter(|path| path.starts_with(mount));
+        let info = || std::fs::read_to_string(process.join("fdinfo").join(file.file_name())).ok();
+        if path.is_some() && info().and_then(|info| inode_in(&info)) == Some(inode) {
+            return path;
         }
-        std::fs::read_link(file.path()).ok().filter(|path| path.starts_with(mount))
-    })
+    }
+    None
 }
 
 /// The inode in what the kernel tells of an open file; older ones than 5.14 don't tell it.
@@ -135,12 +165,12 @@ pub fn table(live: &Live, most: usize) -> Table {
     for request in live.requests.iter().take(most) {
         let named = request.path.as_ref().or(request.name.as_ref());
         table.row([
-            request.operation.clone(),
+            printable(&request.operation),
             (request.age_us / 1000).to_string(),
             request.pid.to_string(),
             request.inode.to_string(),
             named.map_or_else(|| "-".to_owned(), |named| printable(named)),
-            request.waits_for.as_ref().map_or_else(|| "-".to_owned(), said),
+            request.waits_for.as_ref().map_or_else(|| "-".to_owned(), |wait| printable(&said(wait))),
         ]);
     }
     table
@@ -148,7 +178,7 @@ pub fn table(live: &Live, most: usize) -> Table {
 
 /// How many are under way that a table of `most` doesn't show.
 pub fn left_out(live: &Live, most: usize) -> u64 {
-    live.more + live.requests.len().saturating_sub(most) as u64
+    live.more.saturating_add(live.requests.len().saturating_sub(most) as u64)
 }
 
 fn said(wait: &Wait) -> String {
@@ -173,9 +203,10 @@ fn said(wait: &Wait) -> String {
     format!("{text}, {}", time(wait.us))
 }
 
-/// A name without what a terminal would take for commands.
-fn printable(name: &str) -> String {
-    name.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+/// Text without what a terminal would take for commands, and what turns around the text beside it.
+pub fn printable(text: &str) -> String {
+    let turns = |c: char| matches!(c, '\u{061c}' | '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.chars().map(|c| if c.is_control() || turns(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -193,14 +224,54 @@ mod tests {
         let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).unwrap();
         let inode = inode_in(&info).unwrap();
         let mut request = Request { pid, inode, ..Request::default() };
-        assert_eq!(path_of(&request, &base), Some(path.clone()));
-        assert_eq!(path_of(&request, &base.join("elsewhere")), None);
+        let find = |request: &Request, below: &Path| {
+            let mut looks = FILES_MAX;
+            path_of(request, below, &mut looks)
+        };
+        assert_eq!(find(&request, &base), Some(path.clone()));
+        assert_eq!(find(&request, &base.join("elsewhere")), None);
         request.name = Some("name".into());
-        assert_eq!(path_of(&request, &base), Some(path.join("name")));
+        assert_eq!(find(&request, &base), Some(path.join("name")));
+        assert_eq!(path_of(&request, &base, &mut 0), None, "it isn't looked for");
         drop(file);
-        assert_eq!(path_of(&request, &base), None);
-        assert_eq!(open_path(u32::MAX, inode, &base), None);
+        assert_eq!(find(&request, &base), None);
+        assert_eq!(open_path(u32::MAX, inode, &base, &mut 1), None);
         assert_eq!(inode_in("pos:\t0\nflags:\t02\nmnt_id:\t24\n"), None);
+    }
+
+    /// Found by review: whoever told a byte now and then kept who asked for ever.
+    #[test]
+    fn whoever_tells_it_slowly_is_waited_for_so_long_and_no_longer() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let telling = std::thread::spawn(move || {
+            for _ in 0..2 {
+                let (mut stream, _) = listener.accept().unwrap();
+                // Until who asks has gone.
+                while io::Write::write_all(&mut stream, b"x").is_ok() {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            }
+            let (mut stream, _) = listener.accept().unwrap();
+            io::Write::write_all(&mut stream, b"{}").unwrap();
+        });
+        for _ in 0..2 {
+            let late = told(&path, Duration::from_millis(200)).unwrap_err();
+            assert_eq!(late.kind(), io::ErrorKind::TimedOut);
+        }
+        assert_eq!(told(&path, Duration::from_secs(60)).unwrap(), b"{}");
+        telling.join().unwrap();
+        assert_eq!(told(&path, TOLD_WITHIN).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[test]
+    fn what_another_release_doesnt_tell_is_left_out() {
+        let told = r#"{ "requests": [{ "operation": "read", "new": 1 }], "latencies": { "read": {} } }"#;
+        let live: Live = serde_json::from_str(told).unwrap();
+        let request = Request { operation: "read".into(), ..Request::default() };
+        let latencies = BTreeMap::from([("read".to_owned(), Latency::default())]);
+        assert_eq!(live, Live { requests: vec![request], more: 0, latencies });
     }
 
     #[test]
@@ -215,7 +286,7 @@ mod tests {
             operation: "read".into(),
             pid: 31,
             inode: 42,
-            path: Some("/mnt/a\x1b[2Jb".into()),
+            path: Some("/mnt/a\x1b[2J\u{202e}b".into()),
             age_us: 900_000,
             waits_for: Some(waits_for),
             ..Request::default()
@@ -225,7 +296,7 @@ mod tests {
         let live = Live { requests: vec![request, other], more: 5, ..Live::default() };
         let shown = table(&live, 64).render();
         let lines: Vec<&str> = shown.lines().collect();
-        assert!(lines[1].contains("900") && !shown.contains('\x1b'), "{shown}");
+        assert!(lines[1].contains("900") && !shown.contains(['\x1b', '\u{202e}']), "{shown}");
         assert!(lines[1].ends_with("chunkserver 10.0.0.4:7100 ChunkRead, 812 ms"), "{shown}");
         assert!(lines[2].ends_with("a lock, 1 us"), "{shown}");
         assert_eq!((table(&live, 1).render().lines().count(), left_out(&live, 1)), (2, 6));

@@ -13,6 +13,7 @@ use crate::dev::{namespaces, ready};
 use crate::exit::{Failure, Kind};
 use crate::live::{self, Live, time};
 use crate::output::{self, Table};
+use crate::process::Started;
 use crate::runtime::{self, MountRecord};
 
 mod spread;
@@ -34,6 +35,8 @@ type Told = BTreeMap<(String, String), u64>;
 /// What a mount tells.
 #[derive(Clone, Debug)]
 struct Look {
+    /// Who told it: another process counts from nothing.
+    process: Started,
     told: Told,
     /// What is under way, or why it doesn't tell.
     live: Result<Live, String>,
@@ -145,8 +148,7 @@ pub fn top(args: &Top) -> Result<(), Failure> {
         }
         let mut mounts = Vec::new();
         for (path, now) in &after {
-            // Of one that wasn't there before, nothing has been counted yet.
-            let then = before.get(path).unwrap_or(now);
+            let then = since(before.get(path), now);
             let rows = rows_of(then, now);
             match args.output.format {
                 Format::Json => {
@@ -155,6 +157,7 @@ pub fn top(args: &Top) -> Result<(), Failure> {
                     mounts.push(shape);
                 }
                 Format::Table => {
+                    let path = live::printable(path);
                     output::text_line(&format!("{path}   {}", rest(&then.told, &now.told)))?;
                     output::text_line(&table(&rows, seconds).render())?;
                     below(then, now, SHOWN_BY_TOP)?;
@@ -179,7 +182,12 @@ fn all() -> BTreeMap<String, Look> {
 
 fn look(record: &MountRecord) -> Result<Look, Failure> {
     let told = told(record)?;
-    Ok(Look { told, live: live::ask(record).map_err(|e| e.to_string()) })
+    Ok(Look { process: record.process, told, live: live::ask(record).map_err(|e| e.to_string()) })
+}
+
+/// What is counted from: of a mount that wasn't there before, or was made anew since, nothing has been counted yet.
+fn since<'a>(before: Option<&'a Look>, now: &'a Look) -> &'a Look {
+    before.filter(|before| before.process == now.process).unwrap_or(now)
 }
 
 /// Percentiles and what is under way are missing: what to say to whoever looks.
@@ -418,6 +426,8 @@ mod tests {
         mooseng_mount_operations_total{operation=\"write\"} 5\nmooseng_mount_operations_running{operation=\"read\"} 2\n\
         mooseng_mount_retries_total 4\nmooseng_mount_dirty_bytes 2048\n";
 
+    const ONE: Started = Started { pid: 31, start_ticks: 1 };
+
     #[test]
     fn two_looks_make_a_profile() {
         let (before, after) = (parse(BEFORE), parse(AFTER));
@@ -436,11 +446,25 @@ mod tests {
         assert_eq!(rows(&parse(AFTER), &parse(BEFORE)), []);
     }
 
+    /// Found by review: what is more than the one before had counted passed for what came between the looks.
+    #[test]
+    fn nothing_is_counted_between_looks_at_two_processes() {
+        let before = with(BEFORE, &[(96, 112, 10)], 100);
+        let same = with(AFTER, &[(96, 112, 13)], 100);
+        let anew = Look { process: Started { start_ticks: 2, ..ONE }, ..same.clone() };
+        let answered = |before: Option<&Look>, now: &Look| -> u64 {
+            rows_of(since(before, now), now).iter().map(|row| row.answered).sum()
+        };
+        assert_eq!(answered(Some(&before), &same), 4);
+        assert_eq!((answered(Some(&before), &anew), answered(None, &same)), (0, 0));
+        assert!(rows_of(since(Some(&before), &anew), &anew).iter().all(|row| row.spread.is_none()));
+    }
+
     fn with(text: &str, buckets: &[(u64, u64, u64)], longest_us: u64) -> Look {
         let latency = Latency { longest_us, buckets: buckets.to_vec() };
         let latencies = BTreeMap::from([("read".to_owned(), latency)]);
         let requests = vec![Request { operation: "read".into(), age_us: 70_000_000, ..Request::default() }];
-        Look { told: parse(text), live: Ok(Live { requests, more: 3, latencies }) }
+        Look { process: ONE, told: parse(text), live: Ok(Live { requests, more: 3, latencies }) }
     }
 
     #[test]
@@ -463,7 +487,7 @@ mod tests {
     /// An earlier release's mount: its counts are shown as ever.
     #[test]
     fn who_tells_nothing_of_what_is_under_way_is_shown_without() {
-        let silent = |text| Look { told: parse(text), live: Err("not there".into()) };
+        let silent = |text| Look { process: ONE, told: parse(text), live: Err("not there".into()) };
         let (before, after) = (silent(BEFORE), silent(AFTER));
         let rows = rows_of(&before, &after);
         assert_eq!((rows[0].answered, rows[0].spread), (4, None));

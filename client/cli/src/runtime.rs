@@ -40,11 +40,15 @@ pub fn dir() -> PathBuf {
 /// Makes the directory, for this user alone; refuses one that somebody else made.
 pub fn make_dir(dir: &Path) -> std::io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
-    let metadata = std::fs::symlink_metadata(dir)?;
-    if !metadata.is_dir() || metadata.uid() != rustix::process::geteuid().as_raw() {
+    if !is_ours(&std::fs::symlink_metadata(dir)?) {
         return Err(std::io::Error::other(format!("{} belongs to somebody else", dir.display())));
     }
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755))
+}
+
+/// Whether it is a directory of this user's: what somebody else has put there is nobody's word.
+fn is_ours(metadata: &std::fs::Metadata) -> bool {
+    metadata.is_dir() && metadata.uid() == rustix::process::geteuid().as_raw()
 }
 
 /// A path as a file name: slashes become dashes, everything else that isn't plain is in hexadecimal.
@@ -116,7 +120,11 @@ fn read(file: &Path) -> Option<MountRecord> {
 
 /// The records of mounts whose process lives; those of dead processes are removed.
 pub fn live() -> Vec<MountRecord> {
-    let Ok(entries) = std::fs::read_dir(dir()) else { return Vec::new() };
+    let dir = dir();
+    if !std::fs::symlink_metadata(&dir).is_ok_and(|metadata| is_ours(&metadata)) {
+        return Vec::new();
+    }
+    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
     let mut records: Vec<MountRecord> = Vec::new();
     for file in entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "json")) {
         match read(&file) {
@@ -151,6 +159,17 @@ mod tests {
         assert_eq!(escape(Path::new("/")), "root");
         let long = format!("/{}", "x/".repeat(400));
         assert!(escape(Path::new(&long)).len() <= 200);
+    }
+
+    /// Found by review: without a runtime directory of the user's own the place is one where anybody may make it first.
+    #[test]
+    fn a_directory_that_isnt_ours_has_no_mounts_of_ours() {
+        let dir = tempfile::tempdir().unwrap();
+        let is = |path: &Path| std::fs::symlink_metadata(path).is_ok_and(|metadata| is_ours(&metadata));
+        assert!(is(dir.path()));
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(dir.path(), &link).unwrap();
+        assert!(!is(&link), "whoever has made it may turn it elsewhere");
     }
 
     #[test]

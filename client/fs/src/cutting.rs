@@ -7,6 +7,7 @@ use mooseng_wire::fs::{Attr, SetAttr};
 use crate::buffers::Buffer;
 use crate::dirty::Agreed;
 use crate::error::FsError;
+use crate::waits::{self, What};
 use crate::writeback::WriteBack;
 
 /// A change of the size beneath bytes that are kept, until [`Self::ended`] hears what became of it. Where it is dropped nobody knows, and the bytes stay.
@@ -34,7 +35,7 @@ impl WriteBack {
         }
         let Some(buffer) = self.buffers.get(inode) else { return Ok(None) };
         let number = {
-            let _sender = buffer.sender.lock().await;
+            let _sender = waits::on(|| What::Sender, buffer.sender.lock()).await;
             self.buffers.change(inode, |dirty| dirty.begin_cut(size))
         };
         let sets_mtime = change.mtime_ns.is_some();
@@ -54,7 +55,8 @@ impl Cutting {
         // It may be on its way still: sent before it is over, what stays would be cut by it.
         let is_open = !matches!(outcome, Ok(_) | Err(Some(FsError::Answered(_))));
         let last = writer.region.last_number();
-        let agreed = outcome.ok().map(|attr| Agreed { attr, sets_mtime: self.sets_mtime });
+        let life = writer.region.session.life();
+        let agreed = outcome.ok().map(|attr| Agreed { attr, sets_mtime: self.sets_mtime, life });
         let lost = writer.buffers.change(inode, |dirty| {
             if is_open {
                 dirty.fence = dirty.fence.max(last);

@@ -100,6 +100,8 @@ pub struct State {
     pub refuse_writes: Option<i32>,
     /// Changes of sizes are refused with this error number.
     pub refuse_sizes: Option<i32>,
+    /// They are neither done nor answered.
+    pub sizes_hang: bool,
     /// Nothing more is taken inline behind the first 64 KiB of a file.
     pub staging_closed: bool,
     /// All users together may have so many bytes.
@@ -139,6 +141,12 @@ pub struct FakeRegion {
 
 fn errno(number: i32) -> Reply {
     Reply::Errno(number as u32)
+}
+
+/// Whether it is a change of a file's size.
+fn sets_size(method: Method, body: &Bytes) -> bool {
+    let request = || Request::decode(body.clone()).ok()?.op?.op;
+    method == Method::FsChange && matches!(request(), Some(Op::SetAttr(set)) if set.size.is_some())
 }
 
 fn refuse(code: ErrorCode, leader: &str) -> Failure {
@@ -290,7 +298,8 @@ impl Peers for FakeRegion {
         tokio::task::yield_now().await;
         let fault = self.with(|s| {
             *s.calls.entry(method.as_str()).or_default() += 1;
-            s.faults.get(address).copied()
+            let hangs = s.sizes_hang && sets_size(method, &body);
+            if hangs { Some(Fault::Hung) } else { s.faults.get(address).copied() }
         });
         match fault {
             Some(Fault::Down) => return Err(Failure::NotSent(Unconnected::Passing("refused".into()))),

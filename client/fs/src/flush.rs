@@ -94,12 +94,23 @@ impl WriteBack {
 
     /// [`Self::flush_before`] for those who only look: what the region has no room for is shown over what they get, and isn't sent sooner for their sake.
     pub async fn flush_beneath(self: &Arc<Self>, inode: u64) -> Result<(), FsError> {
-        if self.rests(inode) {
-            return Ok(());
-        }
-        match self.flush(inode).await {
-            Err(error) if is_for_now(&error) => Err(error),
-            _ => Ok(()),
+        let patience = self.region.patience();
+        let deadline = Instant::now() + patience;
+        loop {
+            if self.rests(inode) {
+                return Ok(());
+            }
+            match self.flush(inode).await {
+                Err(error) if is_for_now(&error) => return Err(error),
+                // Of an earlier life, and held as long as a change of the size is under way: before that is over nobody knows what the file is.
+                Err(_) if self.buffers.is_foreign(inode, self.region.session.life()) => {}
+                _ => return Ok(()),
+            }
+            if Instant::now() >= deadline {
+                let last = "a change of the file's size isn't over";
+                return Err(self.region.unanswered_error("flush", patience, last));
+            }
+            waits::on(|| What::Earlier, tokio::time::sleep(FENCE_LOOK)).await;
         }
     }
 
@@ -177,9 +188,12 @@ impl WriteBack {
         // Why the data couldn't be stored over which the attributes were set that are sent now.
         let mut lost = None;
         // The fence stays where it is: moved with each try, it would run ahead of the numbers for ever. Each of them ends in its time.
-        while self.region.oldest_unanswered() <= buffer.dirty(|dirty| dirty.fence) {
-            tokio::time::sleep(FENCE_LOOK).await;
-        }
+        let over = async {
+            while self.region.oldest_unanswered() <= buffer.dirty(|dirty| dirty.fence) {
+                tokio::time::sleep(FENCE_LOOK).await;
+            }
+        };
+        waits::on(|| What::Earlier, over).await;
         loop {
             if !self.buffers.change(inode, Dirty::take) {
                 return lost.map_or(Ok(()), Err);

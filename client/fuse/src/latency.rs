@@ -69,16 +69,17 @@ impl Default for Latencies {
 impl Latencies {
     /// One took so long.
     pub fn took(&self, us: u64) {
-        self.counts[bucket_of(us)].fetch_add(1, Ordering::Relaxed);
         // Hardly ever one is the longest: the line isn't written for the others.
         if us > self.longest_us.load(Ordering::Relaxed) {
             self.longest_us.fetch_max(us, Ordering::Relaxed);
         }
+        // Last, so that whoever finds it counted finds how long it took.
+        self.counts[bucket_of(us)].fetch_add(1, Ordering::Release);
     }
 
     /// The counts as they are.
     pub fn spread(&self) -> Spread {
-        let counted = self.counts.iter().enumerate().map(|(at, count)| (at, count.load(Ordering::Relaxed)));
+        let counted = self.counts.iter().enumerate().map(|(at, count)| (at, count.load(Ordering::Acquire)));
         let buckets = counted.filter(|(_, count)| *count > 0).map(|(at, count)| {
             // Whatever takes longer is in the last one.
             let below_us = if at + 1 == BUCKETS { u64::MAX } else { begin_of(at + 1) };

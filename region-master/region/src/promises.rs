@@ -171,14 +171,17 @@ impl PromiseTable {
     /// Forgets everything of a volume: promises end with their custodian. When facts changed, or were given back, stays known: of an earlier time, that
     /// denies nothing that is true.
     pub fn forget(&mut self, volume: VolumeId) {
-        let of_it = self.sessions.range(SessionId::all_of(volume));
-        let sessions: Vec<SessionId> = of_it.map(|(id, _)| *id).collect();
-        sessions.into_iter().for_each(|id| self.drop_session(id));
+        self.sessions_of(volume).into_iter().for_each(|id| self.drop_session(id));
         let of_it = self.changes.iter().filter(|(_, change)| change.session.volume() == volume);
         let changes: Vec<ChangeId> = of_it.map(|(id, _)| *id).collect();
         for change in changes {
             self.end(change, None);
         }
+    }
+
+    /// The sessions of a volume that may be promised something.
+    pub fn sessions_of(&self, volume: VolumeId) -> Vec<SessionId> {
+        self.sessions.range(SessionId::all_of(volume)).map(|(id, _)| *id).collect()
     }
 
     /// A session may be promised something from now on. One that was known keeps what it has.

@@ -45,6 +45,12 @@ impl Desk {
                 self.promises.add_session(recorded.session);
                 self.sessions.expect(now, recorded);
             }
+            // One whose lapse was put on record just as this custodian stopped: nobody else forgets what it was promised.
+            for session in self.promises.sessions_of(volume) {
+                if !self.sessions.holds(session) {
+                    self.forget_session(session);
+                }
+            }
             return;
         }
         seat.ledger.begin(custody, limits);
@@ -227,6 +233,28 @@ mod tests {
         assert!(
             desk.promises.level(SessionId(1), &fact).is_none() && desk.unanswered.contains(&SessionId(1))
         );
+    }
+
+    /// Found by review: what a session was promised whose lapse was put on record just as its custodian stopped nobody forgot, and who wanted it waited in vain.
+    #[test]
+    fn who_lapsed_while_its_custodian_stopped_is_promised_nothing_any_more() {
+        let mut desk = desk();
+        let (gone, lives, other) = (SessionId(1), SessionId(2), of_second(1));
+        desk.serve(ROOT_VOLUME, at(0), 7, vec![held(gone), held(lives)], BTreeMap::new());
+        desk.serve(SECOND, at(0), 7, vec![held(other)], BTreeMap::new());
+        let fact = Fact::Inode(InodeId(5));
+        let theirs = Fact::Inode(InodeId::new(SECOND, 5));
+        assert!(desk.promises.grant(gone, &fact, Level::Exclusive, 1));
+        assert!(desk.promises.grant(other, &theirs, Level::Shared, 1));
+        // It lapses, and that is on record; what follows from it wasn't done any more.
+        assert!(desk.sessions.remove(gone));
+        desk.unseat(ROOT_VOLUME);
+        desk.serve(ROOT_VOLUME, at(1_000), 7, vec![held(lives)], BTreeMap::new());
+        assert!(desk.promises.level(gone, &fact).is_none() && !desk.unanswered.contains(&gone));
+        let (change, recalls) = desk.promises.begin(lives, 1.into(), [fact].into());
+        assert!(recalls.is_empty() && desk.promises.is_ready(change));
+        assert!(desk.sessions.holds(lives) && desk.unanswered.contains(&lives), "it goes on");
+        assert!(desk.promises.level(other, &theirs).is_some());
     }
 
     /// One volume changes its custodian, beside another that doesn't: nobody of the other waits, is forgotten, or loses a promise.

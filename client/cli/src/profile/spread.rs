@@ -26,25 +26,27 @@ pub fn between(before: Option<&Latency>, after: &Latency) -> Option<Spread> {
         (*from, *below, count.saturating_sub(counted.get(from).copied().unwrap_or(0)))
     });
     let grown: Vec<(u64, u64, u64)> = grown.filter(|(.., count)| *count > 0).collect();
-    let (_, below, _) = grown.last()?;
-    let is_longest = before.is_none_or(|before| after.longest_us > before.longest_us);
-    let max_us = if is_longest { after.longest_us } else { after.longest_us.min(below.saturating_sub(1)) };
+    let (from, below, _) = grown.last()?;
+    // The longest since the mount was made: where it isn't of this bucket it is of a time before.
+    let last = if *below == u64::MAX { u64::MAX } else { below.saturating_sub(1) };
+    let max_us = after.longest_us.clamp(*from, last.max(*from));
     let percentile = |percent| percentile(&grown, percent).min(max_us);
     Some(Spread { p50_us: percentile(50), p99_us: percentile(99), max_us })
 }
 
 /// The time than which so many percent, rounded up, took no longer. Of buckets in their order: where each begins, where the next does, how many are in it.
 fn percentile(buckets: &[(u64, u64, u64)], percent: u64) -> u64 {
-    let total: u64 = buckets.iter().map(|(.., count)| count).sum();
+    let total = buckets.iter().fold(0_u64, |sum, (.., count)| sum.saturating_add(*count));
     let rank = total.saturating_mul(percent).div_ceil(100).max(1);
-    let mut shorter = 0;
+    let mut shorter = 0_u64;
     for (from, below, count) in buckets {
-        if shorter + count >= rank {
-            let width = below.saturating_sub(from + 1);
+        let reach = shorter.saturating_add(*count);
+        if reach >= rank {
+            let width = below.saturating_sub(from.saturating_add(1));
             let part = width as f64 * ((rank - shorter) as f64 / *count as f64);
             return from.saturating_add(part as u64);
         }
-        shorter += count;
+        shorter = reach;
     }
     0
 }
@@ -80,6 +82,19 @@ mod tests {
         assert_eq!(between(Some(&after), &after), None);
         // A mount that was made anew counts from nothing.
         assert_eq!(between(Some(&after), &latency(0, &[])), None);
+    }
+
+    /// Found by review: a look that comes between a count and its time said that nothing took any time, and the next one that everything took so long.
+    #[test]
+    fn the_longest_lies_in_the_last_bucket_that_has_grown() {
+        let untimed = latency(0, &[(448, 512, 1)]);
+        let all = Spread { p50_us: 448, p99_us: 448, max_us: 448 };
+        assert_eq!(between(None, &untimed), Some(all));
+        let timed = latency(500, &[(96, 112, 4), (448, 512, 1)]);
+        assert_eq!(between(Some(&untimed), &timed).unwrap().max_us, 111);
+        // Whatever somebody tells.
+        let absurd = latency(5, &[(u64::MAX, 0, u64::MAX), (3, 4, u64::MAX)]);
+        assert_eq!(between(None, &absurd).unwrap().max_us, 3);
     }
 
     #[test]

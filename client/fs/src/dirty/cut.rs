@@ -29,6 +29,8 @@ pub(crate) struct Agreed<'a> {
     pub attr: &'a Attr,
     /// The change said of when the file was modified.
     pub sets_mtime: bool,
+    /// The session, and the life of it, in which that was heard.
+    pub life: (u64, u64),
 }
 
 impl Dirty {
@@ -70,8 +72,11 @@ impl Dirty {
         // What somebody sends at this moment, for a recall, lies before the end.
         self.drop_behind(cut.size);
         if !self.is_clean() {
-            // After a lapse it is by these that another host's change is told from ours.
-            self.base = Some(*agreed.attr);
+            // After a lapse it is by these that another host's change is told from ours. Not where the lapse came in between: then others may have changed the file
+            // before this did, and it would pass for ours.
+            if agreed.life == self.life {
+                self.base = Some(*agreed.attr);
+            }
             self.cut_after(agreed);
         }
         false
@@ -88,7 +93,7 @@ impl Dirty {
     }
 
     /// The file was modified after all that is held was written and set, though that comes to the region later: the time mustn't go back then.
-    fn cut_after(&mut self, Agreed { attr, sets_mtime }: Agreed<'_>) {
+    fn cut_after(&mut self, Agreed { attr, sets_mtime, .. }: Agreed<'_>) {
         let layer = &mut self.waiting;
         layer.set.written_after();
         if layer.parts.by_offset.is_empty() {
@@ -118,7 +123,7 @@ mod tests {
     }
 
     fn agreed(attr: &Attr) -> Option<Agreed<'_>> {
-        Some(Agreed { attr, sets_mtime: false })
+        Some(Agreed { attr, sets_mtime: false, life: (0, 0) })
     }
 
     /// Bytes that the region has refused.
@@ -187,6 +192,17 @@ mod tests {
         }
     }
 
+    /// Found by review: after a lapse in between, what others had changed passed for this session's own.
+    #[test]
+    fn by_what_is_told_in_another_life_nobody_elses_change_is_known() {
+        for (life, is_base) in [((0, 0), true), ((0, 1), false)] {
+            let mut dirty = kept(b"0123456789");
+            let (cut, after) = (dirty.begin_cut(4), attr(4, 9));
+            assert!(!dirty.end_cut(cut, Some(Agreed { attr: &after, sets_mtime: false, life })));
+            assert_eq!((dirty.data_bytes(), dirty.base.is_some()), (4, is_base));
+        }
+    }
+
     /// Found by review: what was written before had the older time, and brought it to the region later.
     #[test]
     fn the_time_of_modification_stays_the_cuts() {
@@ -195,7 +211,7 @@ mod tests {
             let mut dirty = kept(b"0123456789");
             dirty.set(Settings::of(&set, &attr(0, 1), 6).unwrap(), Instant::now());
             let (cut, after) = (dirty.begin_cut(4), attr(4, told));
-            assert!(!dirty.end_cut(cut, Some(Agreed { attr: &after, sets_mtime })));
+            assert!(!dirty.end_cut(cut, Some(Agreed { attr: &after, sets_mtime, life: (0, 0) })));
             let mut shown = after;
             dirty.show(&mut shown);
             assert_eq!((shown.size, shown.mtime_ns, shown.mode & 0o7777), (4, told, 0o600));

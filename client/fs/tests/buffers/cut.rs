@@ -48,3 +48,63 @@ async fn what_is_kept_of_a_file_doesnt_take_back_the_time_of_its_truncation() {
         assert_eq!(&at_the_region(&region, inode).await[..], b"0123");
     }
 }
+
+/// A truncation that is under way at the region, which would store what is kept by now.
+async fn under_way(
+    region: &Arc<FakeRegion>,
+    fs: &FileSystem,
+    inode: u64,
+) -> tokio::task::JoinHandle<Result<u64, FsError>> {
+    region.with(|s| s.sizes_hang = true);
+    let fs = fs.clone();
+    let cutting = tokio::spawn(async move {
+        let cut = SetAttr { inode, size: Some(4), ..SetAttr::default() };
+        fs.setattr(&me(), cut).await.map(|attr| attr.size)
+    });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    refuse(region, None);
+    cutting
+}
+
+/// Found by review: whoever read the file spun until the truncation was over, and what another host had written before it was overwritten.
+#[tokio::test(start_paused = true)]
+async fn a_lapse_beneath_a_truncation_doesnt_overwrite_what_others_wrote_since() {
+    for changed in [false, true] {
+        let (region, fs, inode, file) = kept().await;
+        let cutting = under_way(&region, &fs, inode).await;
+        region.lapse();
+        if changed {
+            region.with(|s| s.write_elsewhere(inode, b"theirs"));
+        }
+        fs.mkdir(&me(), ROOT, b"d", 0o755).await.unwrap();
+        assert_eq!(fs.status().lapses, 1);
+        let of = fs.clone();
+        let reading = tokio::spawn(async move { of.read(&me(), file, 0, 100).await });
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!reading.is_finished() && !cutting.is_finished());
+        region.with(|s| s.sizes_hang = false);
+        assert_eq!(cutting.await.unwrap(), Ok(4));
+        let left = if changed { b"thei" } else { &[0; 4] };
+        assert_eq!(&reading.await.unwrap().unwrap()[..], left);
+        assert_eq!(fs.fsync(file, false).await, refused(libc::EIO), "nobody knows whose change it was");
+        assert_eq!(fs.status().dirty_bytes, 0);
+        assert_eq!(&at_the_region(&region, inode).await[..], left);
+    }
+}
+
+/// Whose process was killed: what is kept is sent once it is over, and no sooner.
+#[tokio::test(start_paused = true)]
+async fn a_truncation_that_nobody_waits_for_holds_what_is_kept_until_it_is_over() {
+    let (region, fs, inode, file) = kept().await;
+    let cutting = under_way(&region, &fs, inode).await;
+    cutting.abort();
+    assert!(cutting.await.unwrap_err().is_cancelled());
+    let of = fs.clone();
+    let syncing = tokio::spawn(async move { of.fsync(file, false).await });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!syncing.is_finished());
+    assert_eq!(&fs.read(&me(), file, 0, 100).await.unwrap()[..], b"0123456789");
+    region.with(|s| s.sizes_hang = false);
+    assert_eq!(syncing.await.unwrap(), Ok(()));
+    assert_eq!(&at_the_region(&region, inode).await[..], b"0123456789", "nobody was told that it was cut");
+}

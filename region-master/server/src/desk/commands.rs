@@ -79,6 +79,18 @@ impl Desk {
         true
     }
 
+    /// A chunk is wanted here: takes back what chunkservers haven't heard. Answers who may delete its copy yet, whatever is said to it from now on; an order of an
+    /// epoch before this one nobody obeys who has heard anything in this one.
+    pub fn take_back_deletions(&mut self, chunk: ChunkId, epoch: u64) -> BTreeSet<String> {
+        for name in self.untold(chunk) {
+            self.take_back_deletion(&name, chunk);
+        }
+        let may_obey = |(_, waiting): &(&String, &BTreeMap<ChunkId, Deletion>)| {
+            waiting.get(&chunk).is_some_and(|deletion| deletion.epoch >= epoch)
+        };
+        self.deletions.iter().filter(may_obey).map(|(name, _)| name.clone()).collect()
+    }
+
     /// The chunkservers that have something to delete.
     pub fn with_deletions(&self) -> impl Iterator<Item = &String> {
         self.deletions.keys()

@@ -129,6 +129,22 @@ fn an_order_to_delete_is_taken_back_as_long_as_nobody_was_told() {
 }
 
 #[test]
+fn of_a_chunk_that_is_wanted_only_those_deletions_stay_that_may_be_under_way() {
+    let mut desk = desk();
+    let (now, one, other) = (BootTime::default(), ChunkId(1), ChunkId(2));
+    for name in ["a", "b", "c"] {
+        desk.want_deletion(name, one, 2);
+    }
+    desk.want_deletion("b", other, 2);
+    assert_eq!(desk.take_commands("a", now, 1).len() + desk.take_commands("c", now, 1).len(), 2);
+    let told = BTreeSet::from(["a".to_owned(), "c".to_owned()]);
+    assert_eq!(desk.take_back_deletions(one, 2), told);
+    assert!(!desk.is_deleting("b", one) && desk.is_deleting("b", other) && desk.is_deleting("a", one));
+    assert!(desk.take_back_deletions(one, 3).is_empty(), "of an earlier epoch");
+    assert!(desk.take_back_deletions(ChunkId(3), 2).is_empty());
+}
+
+#[test]
 fn what_a_lost_chunkserver_was_to_delete_is_forgotten_volume_by_volume() {
     let mut desk = desk();
     let (one, other) = (ChunkId(1), ChunkId::new(VolumeId(2), 1));

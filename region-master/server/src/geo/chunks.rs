@@ -304,7 +304,7 @@ mod tests {
     use mooseng_schema::log::LogPosition;
     use mooseng_wire::Epoch;
 
-    use super::super::{TAIL_BYTES_MAX, lock};
+    use super::super::{HINTS_MAX, TAIL_BYTES_MAX, lock};
     use super::*;
 
     #[test]
@@ -360,5 +360,21 @@ mod tests {
         *lock(&geo.seat(ROOT_VOLUME).needs) = None;
         under_way.ended(ChunkId(18));
         assert_eq!(under_way.next(&geo), Some((ChunkId(14), None)));
+    }
+
+    /// Found by review: those of the volume with the lowest number went first, whoever had most.
+    #[test]
+    fn hints_of_one_volume_dont_displace_those_of_others() {
+        let geo = Geo::new(Arc::new(Tail::new(TAIL_BYTES_MAX)), None);
+        let of_second = |n: u64| ChunkId::new(VolumeId(1), n);
+        let hint =
+            |chunk: ChunkId| Hint { chunk: chunk.0, source: Some(Source::default()), pushed: Vec::new() };
+        geo.note_hints((1..=HINTS_MAX as u64 + 3).map(|n| hint(of_second(n))).collect());
+        assert!(!lock(&geo.hints).contains_key(&of_second(3)));
+        geo.note_hints(vec![hint(ChunkId(7)), hint(ChunkId(8))]);
+        let known = lock(&geo.hints);
+        assert_eq!(known.len(), HINTS_MAX);
+        assert!([ChunkId(7), ChunkId(8), of_second(6)].iter().all(|chunk| known.contains_key(chunk)));
+        assert!(!known.contains_key(&of_second(5)));
     }
 }

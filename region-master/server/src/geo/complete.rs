@@ -129,6 +129,11 @@ pub(super) fn note(master: &Master, volume: VolumeId, after: LogPosition, coming
     if coming.is_empty() {
         return;
     }
+    {
+        // What is no more nobody reads.
+        let mut hints = super::lock(&master.geo.hints);
+        coming.iter().flat_map(|entry| &entry.gone).for_each(|chunk| drop(hints.remove(chunk)));
+    }
     let noted = master.geo.needs(volume, |needs| {
         if needs.noted() != after || needs.is_full() {
             return false;

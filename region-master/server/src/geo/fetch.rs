@@ -78,7 +78,10 @@ pub(super) async fn fetch(
 
 async fn try_fetch(master: &Master, term: u64, chunk: ChunkId, upto: Option<u64>) -> Result<Fetched, Failed> {
     use Fetched::{Here, Uncompared};
-    let Some(listing) = load(master, chunk).await.map_err(|e| e.message)? else { return Ok(Here) };
+    let Some(listing) = load(master, chunk).await.map_err(|e| e.message)? else {
+        forget_hint(master, chunk);
+        return Ok(Here);
+    };
     let record = &listing.record;
     let sealed = record.sealed && record.length > 0;
     let wanted = if sealed { record.length } else { upto.unwrap_or(0) };
@@ -90,6 +93,7 @@ async fn try_fetch(master: &Master, term: u64, chunk: ChunkId, upto: Option<u64>
         Some(location) if location.partial.is_none() => {
             if suffices(master, chunk.volume(), record.storage_class, &location) {
                 met(master, chunk, u64::MAX);
+                forget_hint(master, chunk);
                 return Ok(Here);
             }
             Err(format!("house-keeping makes more copies of it than the {} here", location.copies.len())
@@ -171,11 +175,21 @@ pub(super) async fn arrived(master: &Master, term: u64, chunk: ChunkId, upto: u6
     recorded
 }
 
-/// The chunkservers of this region that the home has a chunk's bytes sent to, as far as they are known here.
+/// Nobody asks any more where a chunk can be read.
+fn forget_hint(master: &Master, chunk: ChunkId) {
+    super::lock(&master.geo.hints).remove(&chunk);
+}
+
+/// The chunkservers of this region that the home has a chunk's bytes sent to, as far as they are known here. Not those that were told to delete these, which
+/// nothing named before their entry came: they may do so yet.
 fn pushed(master: &Master, chunk: ChunkId) -> Vec<String> {
     let hint = super::lock(&master.geo.hints).get(&chunk).map(|hint| hint.pushed.clone());
     let mut names = hint.unwrap_or_default();
-    master.desk(|desk| names.retain(|name| desk.registry.get(name).is_some()));
+    let epoch = master.epoch(chunk.volume()).0;
+    master.desk(|desk| {
+        let deleting = desk.take_back_deletions(chunk, epoch);
+        names.retain(|name| desk.registry.get(name).is_some() && !deleting.contains(name));
+    });
     names.sort();
     names.dedup();
     names
@@ -215,17 +229,22 @@ fn met(master: &Master, chunk: ChunkId, upto: u64) {
     }
 }
 
-/// The chunkservers of this region that take a chunk, as many as are needed at least.
+/// The chunkservers of this region that take a chunk, as many as are needed at least. None that may delete its copy yet.
 fn targets(
     master: &Master,
     listing: &ChunkListing,
     exclude: &BTreeSet<String>,
 ) -> Result<Vec<String>, String> {
-    let record = &listing.record;
-    let class = class(master, listing.chunk.volume(), record.storage_class);
-    let candidates = master.desk(|desk| desk.registry.candidates(master.clock.boot()));
+    let (chunk, record) = (listing.chunk, &listing.record);
+    let class = class(master, chunk.volume(), record.storage_class);
+    let epoch = master.epoch(chunk.volume()).0;
+    let (candidates, deleting) = master.desk(|desk| {
+        let candidates = desk.registry.candidates(master.clock.boot());
+        (candidates, desk.take_back_deletions(chunk, epoch))
+    });
+    let exclude: BTreeSet<String> = exclude.union(&deleting).cloned().collect();
     let bytes_wanted = if record.sealed { record.length } else { CHUNK_BYTES_MAX };
-    let wish = Wish { class: &class, bytes_wanted, exclude, seed: rand::random() };
+    let wish = Wish { class: &class, bytes_wanted, exclude: &exclude, seed: rand::random() };
     let mut placed = placement::place(&candidates, wish).map_err(|too_few| too_few.to_string())?;
     placed.truncate(class.min_copies.max(1));
     Ok(placed)
@@ -275,6 +294,7 @@ async fn fetch_whole(master: &Master, term: u64, listing: &ChunkListing) -> Resu
     relocate(master, listing, &location).await?;
     fetched(master, chunk, &targets, (length, 0), afar.epoch);
     met(master, chunk, u64::MAX);
+    forget_hint(master, chunk);
     Ok(())
 }
 
@@ -302,9 +322,8 @@ async fn follow(
     let chunk = listing.chunk;
     let had = location.partial.unwrap_or(0);
     let need = class(master, chunk.volume(), listing.record.storage_class).min_copies.max(1);
-    let forget = || drop(super::lock(&master.geo.hints).remove(&chunk));
     if ends {
-        forget();
+        forget_hint(master, chunk);
     }
     let hint = super::lock(&master.geo.hints).get(&chunk).cloned();
     let hinted = hint.is_some();
@@ -321,6 +340,7 @@ async fn follow(
     // One that is only down is waited for: what it has this region has said that it has.
     let (gone, copies): (Vec<&String>, Vec<&String>) =
         location.copies.iter().partition(|copy| is_lost(master, copy));
+    let none_lost = gone.is_empty();
     useless += gone.len();
     reasons.extend(gone.iter().map(|copy| format!("{copy}, which has a part of it, is lost")));
     // The first one reads it there. The others have it, too, where it was sent as it was appended; else they read it from the first.
@@ -391,9 +411,9 @@ async fn follow(
     let why = reasons.join("; ");
     if have.len() < need {
         // What the home has said some time ago may not be so any more: the next try asks. Nor is anything of use there given up by what was said then.
-        forget();
+        forget_hint(master, chunk);
         if anew && !hinted && have.is_empty() {
-            return begin_anew(master, listing, location, &why).await;
+            return begin_anew(master, listing, location, (why.as_str(), none_lost)).await;
         }
         return Err(Failed::For(why));
     }
@@ -487,15 +507,24 @@ impl Growing {
     }
 }
 
-/// What is here of a chunk is of no use: it is begun anew on other chunkservers, if there are some.
+/// What is here of a chunk is of no use: it is begun anew on other chunkservers, if there are some. Where there are none, a sealed one is read whole, and takes the
+/// place of what lies there; unless that is lost, and may be of use once it is back.
 async fn begin_anew(
     master: &Master,
     listing: &ChunkListing,
     location: LocationRecord,
-    why: &str,
+    (why, none_lost): (&str, bool),
 ) -> Result<(), Failed> {
     let exclude = location.copies.iter().cloned().collect();
-    let copies = targets(master, listing, &exclude)?;
+    let copies = match targets(master, listing, &exclude) {
+        Ok(copies) => copies,
+        Err(_) if none_lost && listing.record.sealed => {
+            // There is room for it.
+            targets(master, listing, &BTreeSet::new())?;
+            Vec::new()
+        }
+        Err(too_few) => return Err(Failed::For(too_few)),
+    };
     tracing::warn!(
         chunk = listing.chunk.0,
         ?copies,
@@ -504,6 +533,9 @@ async fn begin_anew(
     );
     let anew = LocationRecord { copies, partial: Some(0), ..location };
     relocate(master, listing, &anew).await?;
+    if anew.copies.is_empty() {
+        return Err(Failed::Changed);
+    }
     Err(Failed::For(format!("what was here of the chunk was of no use: {why}")))
 }
 

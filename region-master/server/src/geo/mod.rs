@@ -220,7 +220,8 @@ impl Geo {
         lock(&self.wanted).pop_last()
     }
 
-    /// Of how many chunks of a volume a replica here lacks bytes: of those that are sealed, and of those that its log names, whether they grow still or not.
+    /// Of how many chunks of a volume a replica here lacks bytes, or hasn't compared them yet: of those that are sealed, and of those that its log names, whether they
+    /// grow still or not.
     pub fn awaited(&self, volume: VolumeId) -> usize {
         let wanted: Vec<ChunkId> =
             lock(&self.wanted).iter().filter(|chunk| chunk.volume() == volume).copied().collect();
@@ -285,7 +286,7 @@ impl Geo {
         in_turn.find_map(|volume| self.needs(volume, &pick).flatten())
     }
 
-    /// The home has said where chunks can be read. The oldest are forgotten first: new ones are written now.
+    /// The home has said where chunks can be read. Of the volume of which most is known the oldest are forgotten first: new ones are written now.
     fn note_hints(&self, hints: Vec<Hint>) {
         let mut known = lock(&self.hints);
         for hint in hints {
@@ -293,8 +294,13 @@ impl Geo {
                 known.insert(ChunkId(hint.chunk), hint);
             }
         }
-        while known.len() > HINTS_MAX {
-            known.pop_first();
+        while let Some(beyond) = known.len().checked_sub(HINTS_MAX).filter(|beyond| *beyond > 0) {
+            let mut of: BTreeMap<VolumeId, usize> = BTreeMap::new();
+            known.keys().for_each(|chunk| *of.entry(chunk.volume()).or_default() += 1);
+            let most = of.into_iter().max_by_key(|(_, count)| *count).map(|(volume, _)| volume);
+            let is_of_it = |chunk: &&ChunkId| Some(chunk.volume()) == most;
+            let oldest: Vec<ChunkId> = known.keys().filter(is_of_it).take(beyond).copied().collect();
+            oldest.iter().for_each(|chunk| drop(known.remove(chunk)));
         }
     }
 

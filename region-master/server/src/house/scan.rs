@@ -8,6 +8,7 @@ use mooseng_namespace::classes;
 use mooseng_namespace::upkeep::{self, ChunkListing};
 use mooseng_ports::clock::BootTime;
 use mooseng_ports::plant::{self, Plant};
+use mooseng_region::registry::CopyFacts;
 use mooseng_region::repair::{self, CopyState, Decision, Member, Need, OpenFacts, Servers};
 use mooseng_schema::location::LocationRecord;
 use mooseng_wire::call::CallError;
@@ -519,26 +520,56 @@ impl Keeper<'_> {
     pub(super) async fn match_seals(&mut self) -> Result<(), CallError> {
         for (chunkserver, chunk) in self.master.desk(|desk| desk.take_unsealed(self.volume, UNSEALED_MAX)) {
             let Some(listing) = seals::load(self.master, chunk).await? else { continue };
-            let length = listing.record.length;
-            // One that is too short can't be sealed so: it is replaced.
-            let long_enough = |desk: &Desk| {
-                desk.registry.get(&chunkserver).and_then(|s| s.copy(chunk)).is_none_or(|c| c.length >= length)
-            };
-            if listing.record.sealed && self.master.desk(|desk| long_enough(desk)) {
-                let epoch = self.master.epoch(self.volume).0;
-                self.master.desk(|desk| desk.want_seal(&chunkserver, chunk, Seal { length, epoch }));
-            }
+            let seal = Seal { length: listing.record.length, epoch: self.master.epoch(self.volume).0 };
+            self.master.desk(|desk| {
+                let copy = desk.registry.get(&chunkserver).and_then(|server| server.copy(chunk));
+                if is_to_be_sealed(&listing, copy) {
+                    desk.want_seal(&chunkserver, chunk, seal);
+                }
+            });
         }
         Ok(())
     }
 }
 
+/// Whether a copy that is reported as unsealed is to be told where its chunk ends. Not one that isn't known to be all that it is to be: where it is compared with
+/// that it is sealed, too ([`crate::geo`]), and one that was sealed before would look like one that was compared.
+fn is_to_be_sealed(listing: &ChunkListing, copy: Option<CopyFacts>) -> bool {
+    let is_whole = listing.location.as_ref().is_some_and(|location| location.partial.is_none());
+    // One that is too short can't be sealed so: it is replaced.
+    listing.record.sealed && is_whole && copy.is_none_or(|copy| copy.length >= listing.record.length)
+}
+
 #[cfg(test)]
 mod tests {
+    use mooseng_schema::chunk::{ChunkRecord, ChunkUse};
     use mooseng_transport::call_error;
     use mooseng_wire::call::ErrorCode;
 
     use super::*;
+
+    /// Found by review: a replica's copy was sealed by its length before it was compared, and then taken for one that was.
+    #[test]
+    fn a_copy_isnt_sealed_before_it_was_compared() {
+        let location = LocationRecord { layout: 1, copies: vec!["a".into()], epoch: 1, partial: Some(8) };
+        let mut listing = ChunkListing {
+            chunk: ChunkId(1),
+            record: ChunkRecord { length: 8, sealed: true, ..ChunkRecord::default() },
+            location: Some(location.clone()),
+            used: ChunkUse { extents: 1, bytes: 8 },
+            users: 1,
+            first_users: Vec::new(),
+        };
+        let copy = |length| Some(CopyFacts { length, sealed: false, epoch: 1, corrupt: false });
+        assert!(!is_to_be_sealed(&listing, copy(8)), "its bytes are here, and weren't compared");
+        listing.location = None;
+        assert!(!is_to_be_sealed(&listing, copy(8)), "nothing is known to be here");
+        listing.location = Some(LocationRecord { partial: None, ..location });
+        assert!(is_to_be_sealed(&listing, copy(8)) && is_to_be_sealed(&listing, None));
+        assert!(!is_to_be_sealed(&listing, copy(7)));
+        listing.record.sealed = false;
+        assert!(!is_to_be_sealed(&listing, copy(8)));
+    }
 
     #[test]
     fn what_fails_of_a_page_stops_nothing_and_is_told_in_part() {

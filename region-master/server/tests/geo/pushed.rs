@@ -15,7 +15,7 @@ use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::write_piece::Data;
 use mooseng_wire::fs::{AllocateChunk, ChunkLocation, ChunkRun, Create, SealChunk, Write, WritePiece};
 use mooseng_wire::method::Method;
-use mooseng_wire::{ChunkId, ROOT_INODE, Role};
+use mooseng_wire::{ChunkId, Epoch, ROOT_INODE, Role};
 use prost::Message;
 use tokio_util::sync::CancellationToken;
 
@@ -62,6 +62,11 @@ async fn done(home: &Client, op: Op) -> Reply {
 
 /// A file of one chunk, which is sealed before it is named.
 async fn file(home: &Client, name: &str) -> ChunkId {
+    file_after(home, name, |_, _| {}).await
+}
+
+/// The same, with something done before there is a byte of the chunk.
+async fn file_after(home: &Client, name: &str, before: impl FnOnce(ChunkId, Epoch)) -> ChunkId {
     let name = name.to_owned().into();
     let create = Create { parent: ROOT_INODE.0, name, mode: 0o644, exclusive: true, truncate: false };
     let Reply::Created(created) = done(home, Op::Create(create)).await else { panic!("not created") };
@@ -69,6 +74,7 @@ async fn file(home: &Client, name: &str) -> ChunkId {
     let allocate = Op::AllocateChunk(AllocateChunk { inode, exclude: vec![] });
     let Reply::Allocated(allocated) = done(home, allocate).await else { panic!("not allocated") };
     let place = allocated.place.unwrap();
+    before(ChunkId(place.chunk), Epoch(place.epoch));
     let bytes = bytes::Bytes::from(vec![7; FILE_BYTES]);
     let member =
         |l: &ChunkLocation| ChainMember { chunkserver: l.chunkserver.clone(), address: l.address.clone() };
@@ -99,23 +105,21 @@ async fn file(home: &Client, name: &str) -> ChunkId {
     ChunkId(place.chunk)
 }
 
-/// Found by measuring: a small file's chunk is sealed by the time that the log names it, and was then read at home, whole, after two more round trips.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_sent_isnt_read_at_home_though_the_chunk_is_sealed_by_then() {
-    let regions = synced().await;
+/// The regions' chunkservers, of which those of the home send bytes to the others, and a client of the home.
+async fn sending(regions: &Regions) -> (Vec<ChunkserverServer>, Vec<ChunkserverServer>, Client) {
     let (mut here, mut there) = (Vec::new(), Vec::new());
     for n in 1..=2 {
-        here.push(start(&regions, "a", &format!("a-c{n}")).await);
-        there.push(start(&regions, "b", &format!("b-c{n}")).await);
+        here.push(start(regions, "a", &format!("a-c{n}")).await);
+        there.push(start(regions, "b", &format!("b-c{n}")).await);
     }
     for (region, servers) in [("a", 2), ("b", 2)] {
         let known = || {
-            serving(&regions, region)
+            serving(regions, region)
                 .map(|master| master.desk(|desk| desk.registry.candidates(master.clock.boot()).len()))
         };
         until("its chunkservers are known", async || known() == Some(servers)).await;
     }
-    let home = client(&regions, "a", "a");
+    let home = client(regions, "a", "a");
     let mut tried = 0;
     until("bytes are sent", async || {
         tried += 1;
@@ -123,26 +127,36 @@ async fn what_was_sent_isnt_read_at_home_though_the_chunk_is_sealed_by_then() {
         metric(&here, "mooseng_chunkserver_pushed_bytes_total") > 0
     })
     .await;
-    let complete = async || {
-        let master = serving(&regions, "b").unwrap();
-        let newest = serving(&regions, "a").unwrap().geo.newest(ROOT_VOLUME);
-        master.geo.replica(ROOT_VOLUME).record.is_some_and(|record| record.complete() == newest)
-    };
-    until("all of it is there", async || complete().await).await;
+    until("all of it is there", async || is_complete(regions)).await;
+    (here, there, home)
+}
+
+fn is_complete(regions: &Regions) -> bool {
+    let master = serving(regions, "b").unwrap();
+    let newest = serving(regions, "a").unwrap().geo.newest(ROOT_VOLUME);
+    master.geo.replica(ROOT_VOLUME).record.is_some_and(|record| record.complete() == newest)
+}
+
+/// The other region has two whole copies, which were compared with what they are to be.
+async fn is_compared(regions: &Regions, chunk: ChunkId) -> bool {
+    let master = serving(regions, "b").unwrap();
+    let listing = upkeep::load_chunk(&master.store.begin(), chunk).await.unwrap();
+    listing.is_some_and(|of| of.location.is_some_and(|at| at.partial.is_none() && at.copies.len() == 2))
+}
+
+/// Found by measuring: a small file's chunk is sealed by the time that the log names it, and was then read at home, whole, after two more round trips.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_sent_isnt_read_at_home_though_the_chunk_is_sealed_by_then() {
+    let regions = synced().await;
+    let (_here, there, home) = sending(&regions).await;
     let before = metric(&there, "mooseng_chunkserver_pulled_bytes_total");
     let mut chunks = Vec::new();
     for n in 0..FILES {
         chunks.push(file(&home, &format!("f{n}")).await);
     }
-    until("all of it is there", async || complete().await).await;
-    let master = serving(&regions, "b").unwrap();
+    until("all of it is there", async || is_complete(&regions)).await;
     for chunk in chunks {
-        until("it is compared with what it is to be", async || {
-            let listing = upkeep::load_chunk(&master.store.begin(), chunk).await.unwrap();
-            listing
-                .is_some_and(|of| of.location.is_some_and(|at| at.partial.is_none() && at.copies.len() == 2))
-        })
-        .await;
+        until("it is compared with what it is to be", async || is_compared(&regions, chunk).await).await;
     }
     let pulled = metric(&there, "mooseng_chunkserver_pulled_bytes_total") - before;
     // What comes late may have been read.
@@ -150,4 +164,25 @@ async fn what_was_sent_isnt_read_at_home_though_the_chunk_is_sealed_by_then() {
         pulled <= (FILES * FILE_BYTES / 2) as u64,
         "{pulled} bytes were read at home, or from each other"
     );
+}
+
+/// Found by review: bytes that came otherwise than the home has them were taken for compared once their copies had been sealed by their length, and where no other
+/// chunkservers are nothing took their place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_sent_and_differs_is_read_anew() {
+    let regions = synced().await;
+    let (_here, there, home) = sending(&regions).await;
+    let chunk = file_after(&home, "differs", |chunk, epoch| {
+        for server in &there {
+            let bytes = bytes::Bytes::from(vec![8; FILE_BYTES]);
+            server.store().write(&mooseng_chunk::Append { chunk, epoch, offset: 0, bytes }).unwrap();
+        }
+    })
+    .await;
+    until("it is compared with what it is to be", async || is_compared(&regions, chunk).await).await;
+    for server in &there {
+        let bytes = server.store().read(chunk, 0, FILE_BYTES as u64).unwrap();
+        assert!(bytes == vec![7_u8; FILE_BYTES], "{} bytes, of {:?} first", bytes.len(), bytes.first());
+        assert!(server.store().stat(chunk).unwrap().sealed);
+    }
 }
