@@ -19,7 +19,7 @@ impl DevCluster {
 
     /// Waits until `mooseng volume verify --read` of the root volume says something, in a region that isn't its home.
     pub fn compared(&self, region: &str, says: impl Fn(&Value) -> bool) -> Result<()> {
-        wait_for(&format!("what volume verify says in {region}"), Duration::from_secs(60), || {
+        wait_for(&format!("what volume verify says in {region}"), Duration::from_secs(120), || {
             let mut command = self.mooseng(&["volume", "verify", "/", "--read", "-o", "json", "--config"]);
             let output = command.arg(self.admin_config_of(region)?).output()?;
             let all: Value = serde_json::from_slice(&output.stdout)

@@ -72,9 +72,13 @@ fn plans(cluster: &DevCluster) -> Result<()> {
     // There are three chunkservers.
     ensure!(set["goes_below_a_goal"] == true && set["copied"][0]["bytes"].as_u64() > Some(0), "{set:#}");
     let to_hdd = ["class", "set", "fast", "--labels", "media=hdd", "--copies", "1", "--min-copies", "1"];
-    let moved = planned(cluster, &to_hdd)?;
-    let to = moved["copied"][0]["to"].as_str().unwrap_or_default();
-    ensure!(to.starts_with("chunkserver-3 ") && moved["copied"][0]["at_most"] == true, "{moved:#}");
+    // A heartbeat may be late.
+    wait_for("a plan of a chunkserver that is there", Duration::from_secs(60), || {
+        let moved = planned(cluster, &to_hdd)?;
+        let to = moved["copied"][0]["to"].as_str().unwrap_or_default();
+        ensure!(to.starts_with("chunkserver-3 ") && moved["copied"][0]["at_most"] == true, "{moved:#}");
+        Ok(())
+    })?;
     refused(cluster, &["class", "set", "none", "--copies", "2", "--plan"], 3, "there is no storage class")?;
     refused(cluster, &["class", "set", "fast", "--copies", "1", "--plan"], 1, "at least 2")?;
     let assigned = planned(cluster, &["class", "assign", "thrice", "/fast", "-r"])?;

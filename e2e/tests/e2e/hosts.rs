@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// How soon whoever keeps the cluster names another process of a mount.
-const NAMED_WITHIN: Duration = Duration::from_secs(5);
+const NAMED_WITHIN: Duration = Duration::from_secs(30);
 
 /// `make install` into a directory, from the binaries that are tested.
 pub fn install(cluster: &DevCluster) -> Result<()> {

@@ -187,12 +187,14 @@ fn replace(cluster: &DevCluster) -> Result<()> {
     add("4", "master-1")(&|args| refused(cluster, args, 1, "is master-1"))?;
     refused(cluster, &["members", "remove", "2"], 3, "no master 2")?;
     let with_plan = |args: &[&str]| {
-        let plan = planned(cluster, args)?;
-        let (copied, votes) = (&plan["copied"][0], &plan["counts"]["region_votes"]);
-        ensure!(copied["within"] == "region-1" && copied["bytes"].is_null(), "{plan:#}");
-        ensure!(votes["after"] == serde_json::json!([[1, 3, 4]]), "{plan:#}");
-        ensure!(plan["goes_below_a_goal"] == false, "{plan:#}");
-        Ok(())
+        wait_for("a plan of masters that all answer", Duration::from_secs(60), || {
+            let plan = planned(cluster, args)?;
+            let (copied, votes) = (&plan["copied"][0], &plan["counts"]["region_votes"]);
+            ensure!(copied["within"] == "region-1" && copied["bytes"].is_null(), "{plan:#}");
+            ensure!(votes["after"] == serde_json::json!([[1, 3, 4]]), "{plan:#}");
+            ensure!(plan["goes_below_a_goal"] == false, "{plan:#}");
+            Ok(())
+        })
     };
     add("4", LOST)(&with_plan)?;
     add("4", "master-1")(&|args| refused(cluster, &[args, &["--plan"]].concat(), 1, "is master-1"))?;
@@ -416,13 +418,20 @@ fn quota(cluster: &DevCluster) -> Result<()> {
 
 fn drain(cluster: &DevCluster) -> Result<()> {
     let name = "chunkserver-2";
-    let plan = planned(cluster, &["chunkservers", "drain", name])?;
-    let copied = &plan["copied"][0];
-    let to = copied["to"].as_str().unwrap_or_default();
-    ensure!(to.contains("chunkserver-1") && to.contains("chunkserver-3") && !to.contains(name), "{plan:#}");
-    ensure!(copied["bytes"].as_u64() > Some(0) && plan["located"].as_u64() > Some(0), "{plan:#}");
-    ensure!(plan["goes_below_a_goal"] == false && plan["counts"]["copies"]["during"] == 2, "{plan:#}");
-    ensure!(plan["draining"] == false, "it is drained: {plan:#}");
+    // A heartbeat may be late.
+    wait_for("a plan of chunkservers that are all there", Duration::from_secs(60), || {
+        let plan = planned(cluster, &["chunkservers", "drain", name])?;
+        let copied = &plan["copied"][0];
+        let to = copied["to"].as_str().unwrap_or_default();
+        ensure!(
+            to.contains("chunkserver-1") && to.contains("chunkserver-3") && !to.contains(name),
+            "{plan:#}"
+        );
+        ensure!(copied["bytes"].as_u64() > Some(0) && plan["located"].as_u64() > Some(0), "{plan:#}");
+        ensure!(plan["goes_below_a_goal"] == false && plan["counts"]["copies"]["during"] == 2, "{plan:#}");
+        ensure!(plan["draining"] == false, "it is drained: {plan:#}");
+        Ok(())
+    })?;
     refused(cluster, &["chunkservers", "drain", "chunkserver-9", "--plan"], 3, "chunkserver-9")?;
     let client = cluster.client_config()?;
     let denied =

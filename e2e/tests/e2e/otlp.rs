@@ -144,7 +144,7 @@ pub fn a_large_write(cluster: &DevCluster, collector: &Collector) -> Result<()> 
     collector.forget_spans();
     file.write_all(&vec![7; BYTES])?;
     drop(file);
-    wait_for("whole traces of a large write at the collector", Duration::from_secs(30), || {
+    wait_for("whole traces of a large write at the collector", Duration::from_secs(60), || {
         let traces = traces(collector, "write");
         traces.iter().try_for_each(|trace| is_whole(trace, "mooseng-mount write"))?;
         for service in ["mooseng-mount", "mooseng-chunkserver"] {

@@ -39,14 +39,14 @@ pub fn hold(cluster: &DevCluster, region: &str) -> Result<Held> {
     // Nothing but that it is open keeps it.
     told(cluster, &["trash", "retention", "0", "--volume", "/v"])?;
     told(cluster, &["quota", "set", "/v/held", "--bytes", "100M"])?;
-    wait_for("the directory to be counted", Duration::from_secs(30), || counted(cluster).map(drop))?;
+    wait_for("the directory to be counted", Duration::from_secs(60), || counted(cluster).map(drop))?;
     Held::make(&mount.join("v/held"), MARKER)
 }
 
 /// After the failover it is read and written as before; once it is closed it counts no more.
 pub fn lives_on_and_goes(cluster: &DevCluster, region: &str, mut held: Held) -> Result<()> {
     held.write_on().context("after the failover")?;
-    wait_for("the new home to count it", Duration::from_secs(30), || {
+    wait_for("the new home to count it", Duration::from_secs(60), || {
         let is = counted(cluster)?;
         ensure!(is["inodes"] == 2 && is["bytes"].as_u64() >= Some(held.length()), "{is}");
         Ok(())

@@ -102,7 +102,7 @@ fn under_way(cluster: &DevCluster) -> Result<()> {
     let holder = fs::File::open(&path)?;
     holder.lock()?;
     let waits = std::thread::spawn(move || fs::File::open(path)?.lock());
-    let seen = wait_for("the wait for the lock to be seen", Duration::from_secs(20), || {
+    let seen = wait_for("the wait for the lock to be seen", Duration::from_secs(60), || {
         let mut command = cluster.mooseng(&["profile", "--for", "200ms", "-o", "json"]);
         let looked = checked(command.arg(cluster.mount()))?.stdout;
         let looked: serde_json::Value = serde_json::from_slice(&looked)?;

@@ -67,7 +67,7 @@ pub fn set(
     plan.would.push(format!(
         "{} files and directories have it, with {} of data.",
         found.inodes.max(0),
-        output::bytes(found.bytes.unsigned_abs())
+        output::bytes(found.bytes.max(0).unsigned_abs())
     ));
     becomes(&mut plan, &before, &after, regions, Concerned::All);
     plan.field("inodes", json!(found.inodes));
@@ -243,7 +243,8 @@ fn becomes(plan: &mut Plan, before: &Class, after: &Class, regions: &[InRegion<'
             after.copies, before.copies
         ));
     }
-    losses(plan, &copies, &at_least);
+    let (has_all, will_have_all) = (all_have(regions, before), all_have(regions, after));
+    losses(plan, &copies, &at_least, &Stages::new(has_all, has_all && will_have_all, will_have_all));
     plan.goals.push(goal);
     plan.field("before", shape(before));
     plan.field("after", shape(after));
@@ -253,23 +254,35 @@ fn shape(class: &Class) -> Value {
     json!({ "id": class.id, "name": class.name, "copies": class.copies, "min_copies": class.min_copies, "labels": class.labels })
 }
 
-/// So many chunkservers are lost at once, of those that have a chunk.
-fn losses(plan: &mut Plan, copies: &Stages<usize>, at_least: &Stages<usize>) {
+/// Whether each of these regions answers, and has chunkservers for all copies that a class asks for.
+fn all_have(regions: &[InRegion<'_>], class: &Class) -> bool {
+    let has = |status: &StatusReply| {
+        servers::takers(&servers::candidates(status), &class.labels).len() >= class.copies
+    };
+    regions.iter().all(|of| of.status.is_some_and(has))
+}
+
+/// So many chunkservers are lost at once, of those that have a chunk. `have_all`: there are chunkservers for as many copies everywhere.
+fn losses(plan: &mut Plan, copies: &Stages<usize>, at_least: &Stages<usize>, have_all: &Stages<bool>) {
     let mut numbers: Vec<usize> = [1, copies.before.saturating_sub(1), copies.after.saturating_sub(1)].into();
     numbers.retain(|n| *n > 0);
     numbers.sort_unstable();
     numbers.dedup();
     for n in numbers {
-        let means = |copies: usize, at_least: usize| {
-            Some(match (copies > n, at_least > n) {
-                (true, true) => Meaning::keeps(Some(true), "Every chunk of it would have a copy left."),
-                (true, false) => Meaning::keeps(
-                    Some(true),
+        let means = |copies: usize, at_least: usize, have_all: bool| {
+            Some(match (copies > n, at_least > n, have_all) {
+                (true, true, true) => Meaning::keeps(Some(true), "Every chunk of it would have a copy left."),
+                (true, false, true) => Meaning::keeps(
+                    None,
                     format!(
                         "Every chunk of it that has all its copies would have one left; one that was just written may have {at_least} only."
                     ),
                 ),
-                (false, _) => {
+                (true, _, false) => Meaning::keeps(
+                    None,
+                    "Every chunk of it that has all its copies would have one left; that chunkservers are there for all copies isn't known of every region, or isn't so.",
+                ),
+                (false, ..) => {
                     Meaning::keeps(Some(false), "Chunks of it would be lost whose copies all lie there.")
                 }
             })
@@ -280,9 +293,9 @@ fn losses(plan: &mut Plan, copies: &Stages<usize>, at_least: &Stages<usize>) {
             format!("any {n} chunkservers of a region")
         };
         let means = Stages::new(
-            means(copies.before, at_least.before),
-            means(copies.during, at_least.during),
-            means(copies.after, at_least.after),
+            means(copies.before, at_least.before, have_all.before),
+            means(copies.during, at_least.during, have_all.during),
+            means(copies.after, at_least.after, have_all.after),
         );
         plan.losses.push(Loss { lost, means });
     }
@@ -420,6 +433,13 @@ mod tests {
         let four = set_in(&asking(Some(4), None), None);
         assert!(four.text().contains("it would get 3 copies rather than 4"), "{}", four.text());
         assert!(four.text().contains("how much that is isn't known"), "{}", four.text());
+        // There are three chunkservers: that three may be lost nobody promises.
+        let three =
+            "If any 3 chunkservers of a region were lost, after: Every chunk of it that has all its copies";
+        assert!(four.text().contains(three), "{}", four.text());
+        let losses = four.shape()["losses"].as_array().cloned().unwrap();
+        let lost = losses.iter().find(|loss| loss["lost"] == "any 3 chunkservers of a region").unwrap();
+        assert!(lost["after"]["survives"].is_null() && lost["before"]["survives"] == "not_all", "{lost}");
     }
 
     #[test]

@@ -105,10 +105,14 @@ fn concerned(status: &StatusReply, known: Option<&[StorageClass]>, plan: &mut Pl
             let used = known.iter().filter(|class| class.id != DEFAULT && class.inodes > 0);
             classes.extend(used.map(servers::class_of));
         }
-        None => plan.unknown.push(
-            "Which storage classes there are nobody told: what only some chunkservers may hold is left out here."
-                .to_owned(),
-        ),
+        None => {
+            let mut goal = Goal::new("each storage class has the chunkservers that it asks for");
+            goal.unknown.push(
+                "Which storage classes there are nobody told: what only some chunkservers may hold is left out here."
+                    .to_owned(),
+            );
+            plan.goals.push(goal);
+        }
     }
     if classes.iter().any(|class| !class.labels.is_empty()) {
         plan.unknown.push("How much of what lies there has which storage class isn't known.".to_owned());
@@ -157,17 +161,35 @@ impl Facts<'_> {
                 ),
             });
         }
-        if class.id == DEFAULT {
-            let free = servers::free(&servers::takers(self.after, &class.labels));
-            if used > free {
-                goal.below.push(format!(
-                    "{} are on {name}, and {} are free on the others: they would be full, and {name} not empty.",
+        self.free(&mut goal, class, used);
+        plan.goals.push(goal);
+    }
+
+    /// Notes whether there is room elsewhere for what lies there.
+    fn free(&self, goal: &mut Goal, class: &Class, used: u64) {
+        let name = &self.server.name;
+        let takers = servers::takers(self.after, &class.labels);
+        let free = servers::free(&takers);
+        if class.id == DEFAULT && used > free {
+            goal.below.push(format!(
+                "{} are on {name}, and {} are free on the others: they would be full, and {name} not empty.",
+                output::bytes(used),
+                output::bytes(free)
+            ));
+        } else if self.may_have(class) && takers.len() >= class.copies {
+            // None gets a second copy of a chunk: if all of them lie on the ones with the most room, too, that room is for none of them.
+            let mut each: Vec<u64> = takers.iter().map(|one| one.bytes_free).collect();
+            each.sort_unstable_by(|one, other| other.cmp(one));
+            let others = each.into_iter().skip(class.copies.saturating_sub(1));
+            let certain = others.fold(0_u64, u64::saturating_add);
+            if used > certain {
+                goal.unknown.push(format!(
+                    "Up to {} are on {name}, and of what chunkservers that fit have free only {} are certain to be of use, for some of them may have these chunks already.",
                     output::bytes(used),
-                    output::bytes(free)
+                    output::bytes(certain)
                 ));
             }
         }
-        plan.goals.push(goal);
     }
 
     fn any_one(&self, plan: &mut Plan, classes: &[Class]) {
@@ -183,8 +205,12 @@ impl Facts<'_> {
             ),
         };
         let least = |takers: &dyn Fn(&Class) -> usize| {
-            let copies = classes.iter().filter(|class| self.may_have(class)).map(|c| c.copies.min(takers(c)));
-            copies.min().unwrap_or(0)
+            let copies = |class: &Class| match takers(class) {
+                // Nothing is written then, and what is there keeps its copies.
+                n if n < class.min_copies.max(1) => class.copies,
+                n => class.copies.min(n),
+            };
+            classes.iter().filter(|class| self.may_have(class)).map(copies).min().unwrap_or(0)
         };
         // What is written meanwhile goes to the others, too.
         let (before, after) = (least(&|class| self.takers(class).0), least(&|class| self.takers(class).1));
@@ -280,6 +306,15 @@ mod tests {
         full.chunkservers[2].disks[0].bytes_free = 2 << 30;
         let text = of(&full, "cs2", Some(&[])).unwrap().text();
         assert!(text.contains("4.0 GiB are on cs2, and 3.0 GiB are free on the others"), "{text}");
+        // Where all of it lies on cs1, too, only cs3 has room for it.
+        full.chunkservers[0].disks[0].bytes_free = 50 << 30;
+        let plan = of(&full, "cs2", Some(&[])).unwrap();
+        assert!(plan.text().contains("only 2.0 GiB are certain to be of use"), "{}", plan.text());
+        assert_eq!(plan.goes_below(), None);
+        // Nothing is written where the others are full, and what is there keeps its copies.
+        full.chunkservers[0].disks[0].bytes_free = 5;
+        let text = of(&full, "cs2", Some(&[])).unwrap().text();
+        assert!(text.contains("before, during and after: Each chunk would have a copy left."), "{text}");
     }
 
     #[test]
@@ -314,6 +349,7 @@ mod tests {
         assert_eq!(of(&labelled, "cs2", Some(&[unused])).unwrap().goes_below(), Some(false));
         let untold = of(&labelled, "cs2", None).unwrap();
         assert!(untold.text().contains("nobody told"), "{}", untold.text());
+        assert_eq!(untold.goes_below(), None, "what isn't known is no promise");
     }
 
     #[test]

@@ -15,6 +15,9 @@ use crate::exit::Failure;
 use crate::outlook;
 use crate::volume;
 
+/// What is to hold of the group between regions.
+pub const REGIONS_GO_ON: &str = "any one region may be lost, and the others go on agreeing with each other";
+
 /// Sets of voters, of which each must have a majority.
 type Votes = Vec<BTreeSet<u64>>;
 
@@ -207,7 +210,7 @@ impl<'a> Global<'a> {
             Some(Meaning::goes_on(survives, sentence))
         });
         plan.losses.push(Loss { lost: "any one region and one more master".into(), means: more });
-        let mut goal = Goal::new("any one region may be lost, and the others go on agreeing with each other");
+        let mut goal = Goal::new(REGIONS_GO_ON);
         let missed = fatal.map(|fatal| !fatal.is_empty());
         let those: BTreeSet<&str> =
             fatal.named().into_iter().flat_map(|(_, fatal)| fatal.iter().map(String::as_str)).collect();

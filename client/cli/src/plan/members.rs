@@ -8,7 +8,7 @@ use mooseng_wire::admin::{ChangeMembersRequest, ListRegionsReply, MasterStatus, 
 use serde_json::json;
 
 use super::group::{self, Global, Seat};
-use super::{Amount, Copied, Count, Link, Plan, Stages, refused};
+use super::{Amount, Copied, Count, Goal, Link, Plan, Stages, refused};
 use crate::admin::Answered;
 use crate::exit::{Failure, Kind};
 use crate::verdict;
@@ -61,8 +61,10 @@ pub fn change(facts: Facts<'_>) -> Result<Plan, Failure> {
         });
     }
     let members = known.len();
-    let gone = facts.request.remove.iter().filter(|id| known.contains_key(id)).count();
-    let copies = Stages::new(members, members, members - gone + plan.copied.len());
+    // An id that is named twice goes once.
+    let removed: BTreeSet<u64> = facts.request.remove.iter().copied().collect();
+    let left = known.keys().filter(|id| !removed.contains(id)).count();
+    let copies = Stages::new(members, members, left + plan.copied.len());
     plan.counts.push(Count::number(
         "metadata_copies",
         format!("Copies of the metadata of {region}"),
@@ -117,8 +119,8 @@ fn would(facts: &Facts<'_>, known: &BTreeMap<u64, &MasterStatus>, region: &str) 
     let new = request.add.iter().filter(|m| !known.contains_key(&m.id));
     let added: Vec<String> =
         new.map(|m| format!("{} (id {}, zone {:?}) at {}", m.name, m.id, m.zone, m.address)).collect();
-    let gone: Vec<String> = request
-        .remove
+    let removed: BTreeSet<u64> = request.remove.iter().copied().collect();
+    let gone: Vec<String> = removed
         .iter()
         .filter_map(|id| known.get(id))
         .map(|m| format!("{} (id {}) at {}", m.name, m.id, m.address))
@@ -177,28 +179,34 @@ fn notes(
     }
 }
 
+/// Nobody can say what becomes of the group between regions, and so not that nothing goes below its goal either.
+fn untold(plan: &mut Plan, why: String) {
+    let mut goal = Goal::new(group::REGIONS_GO_ON);
+    goal.unknown.push(why);
+    plan.goals.push(goal);
+}
+
 /// The group between regions: the region's leader tells it of its masters.
 fn beyond(plan: &mut Plan, facts: &Facts<'_>, known: &BTreeMap<u64, &MasterStatus>, region: &str) {
     let (reply, volumes) = match facts.beyond {
         Beyond::Alone => return,
         Beyond::Known(reply, volumes) => (reply, volumes),
         Beyond::Untold(why) => {
-            plan.unknown.push(format!("What it means to the group between regions isn't known: {why}"));
+            untold(plan, format!("What it means to the group between regions isn't known: {why}"));
             return;
         }
     };
     let global = match Global::of(reply) {
         Ok(global) => global,
         Err(failure) => {
-            plan.unknown.push(failure.to_string());
+            untold(plan, failure.to_string());
             return;
         }
     };
     let mut then = global.known().clone();
     let Some(own) = then.get_mut(region) else {
-        plan.unknown.push(format!(
-            "{region} isn't among the regions yet: what it means to the group between them isn't known."
-        ));
+        let why = "what it means to the group between them isn't known.";
+        untold(plan, format!("{region} isn't among the regions yet: {why}"));
         return;
     };
     let at = |id: u64, name: &str, address: &str, zone: &str| MasterAt {
@@ -219,7 +227,7 @@ fn beyond(plan: &mut Plan, facts: &Facts<'_>, known: &BTreeMap<u64, &MasterStatu
     let mut others = then;
     others.remove(region);
     if let Err(error) = rules::fits(region, &now, &others) {
-        let mut goal = super::Goal::new(format!("{region} keeps its lease"));
+        let mut goal = Goal::new(format!("{region} keeps its lease"));
         goal.below
             .push(format!("The others wouldn't take note of such masters, nor renew its lease: {error}."));
         plan.goals.push(goal);
@@ -313,6 +321,9 @@ mod tests {
             assert!(text.contains(part), "{part}\n\n{text}");
         }
         assert_eq!(plan.goes_below(), Some(true));
+        // An id that is named more than once goes once.
+        let again = planned(&three, &removing(&[1, 1, 1, 1]), there(), Beyond::Alone).unwrap();
+        assert_eq!(again.shape(), plan.shape());
         // One that is lost anyway goes, so that another one can take its place.
         let lost = region(&[(1, true), (2, false), (3, true)]);
         let text = planned(&lost, &removing(&[2]), there(), Beyond::Alone).unwrap().text();
@@ -338,6 +349,14 @@ mod tests {
         assert!(text.contains("after: a/m1, b/m1, w/m1 (2 of 3 are needed)."), "{text}");
         let untold = planned(&three, &removing(&[2]), there(), Beyond::Untold("No master answers.")).unwrap();
         assert!(untold.text().contains("isn't known: No master answers."), "{}", untold.text());
+        // What isn't known is no promise: of five one may go, as far as the region is concerned.
+        let five = region(&[(1, true), (2, true), (3, true), (4, true), (5, true)]);
+        let untold = planned(&five, &removing(&[2]), there(), Beyond::Untold("No master answers.")).unwrap();
+        assert_eq!(untold.goes_below(), None, "{}", untold.text());
+        let mut waits = regions.clone();
+        waits.quorum = false;
+        let untold = planned(&five, &removing(&[2]), there(), Beyond::Known(&waits, &[])).unwrap();
+        assert_eq!(untold.goes_below(), None, "{}", untold.text());
         // An address of another region's: the lease wouldn't be renewed.
         let mut stolen = adding(4);
         stolen.add[0].address = "b-1:1".into();

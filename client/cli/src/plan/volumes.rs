@@ -119,9 +119,12 @@ pub fn create(
 /// What fsync answers for.
 fn held(made: &Volume, after: &Volume, others: &[&str]) -> Goal {
     let home = &made.home;
+    if !made.geo && others.is_empty() {
+        return Goal::new(format!("what was flushed is safe in {home}, and in no other region"));
+    }
     if !made.geo {
         return Goal::new(format!(
-            "what was flushed is safe in {home}; of what no other region has, nothing is older than {}",
+            "what was flushed is safe in {home}; as long as another region follows, of what none has nothing is older than {}",
             outlook::seconds(after.lag_max_ms)
         ));
     }
@@ -318,6 +321,14 @@ mod tests {
             assert!(text.contains(part), "{part}\n\n{text}");
         }
         assert_eq!(plan.goes_below(), None);
+        // Nobody follows a home that has it alone: nothing bounds what no other region has.
+        let own = ["b".to_owned()];
+        let alone = Creating { regions: &own, ..creating("/v", false) };
+        let text = create(alone, &checked, &wide, &Links::default()).unwrap().text();
+        assert!(
+            text.contains("safe in b, and in no other region.") && !text.contains("nothing is older"),
+            "{text}"
+        );
         let there = Creating { joined: Some(4), ..creating("/v", false) };
         let plan = create(there, &checked, &wide, &Links::default()).unwrap();
         assert!(plan.text().starts_with("Volume 4 is joined at /v already"), "{}", plan.text());
