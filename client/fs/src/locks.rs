@@ -367,6 +367,8 @@ impl FileSystem {
                 let op = Op::Lock(Lock { inode: key.0, lock: Some(request.spec()), wait });
                 inner.region.change_in_life(&daemon(), op, tenure.for_locks()).await
             }
+            // Whoever waits for the lock waits on.
+            Some(Err(error @ FsError::Unanswered { .. })) if wait != 0 => return Came::Unknown(error),
             Some(Err(error)) => return Came::Refused(error),
             Some(Ok(before)) if inner.session.tenure() == tenure => return Came::Held(before),
             // It has ended before anybody heard of it.
@@ -447,7 +449,7 @@ impl FileSystem {
     /// Who is in the way of a lock, if anybody.
     pub async fn test_lock(&self, request: LockRequest) -> Result<Option<LockSpec>, FsError> {
         let inode = self.inode_of(request.handle)?;
-        if let Some(found) = self.test_here((inode, request.kind, request.owner), &request).await {
+        if let Some(found) = self.test_here((inode, request.kind, request.owner), &request).await? {
             return Ok(found);
         }
         let op = Op::TestLock(TestLock { inode, lock: Some(request.spec()) });

@@ -228,6 +228,8 @@ impl Region {
         let what = name(&op);
         let deadline = started + patience;
         let urgent = within.is_some() || matches!(op, Op::AllocateChunk(_) | Op::SealChunk(_));
+        // Who asks for locks may wait for another mount that is to record its own, which may wait so for this one: the places that are kept are for what is recorded.
+        let takes_kept = urgent && !matches!(op, Op::Lock(_) | Op::HoldLocks(_));
         // Its place is taken before it waits for what was made alone before it.
         let journal = self.session.journal.clone();
         let entering = async {
@@ -241,7 +243,7 @@ impl Region {
         let sent = tokio::time::timeout_at(deadline, waits::on(|| What::Earlier, entering)).await;
         let sent = sent
             .map_err(|_| self.unanswered_error(what, patience, "changes that come first aren't told yet"))?;
-        let number = self.begin(what, deadline, patience, urgent).await?;
+        let number = self.begin(what, deadline, patience, takes_kept).await?;
         let mut settling = Settling {
             region: self.clone(),
             sent: Some(sent),
@@ -254,7 +256,7 @@ impl Region {
                 deadline,
                 patience,
                 order: 0,
-                urgent,
+                urgent: takes_kept,
                 within,
                 unshown: false,
                 since: None,

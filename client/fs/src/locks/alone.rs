@@ -7,6 +7,7 @@ use std::time::Duration;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{HoldLocks, LockSpec, RecordLocks};
+use tokio::time::Instant;
 
 use super::{LockRequest, UNDO_PAUSE};
 use crate::error::FsError;
@@ -50,6 +51,8 @@ impl FileSystem {
     ) -> Option<Result<Held, FsError>> {
         let inner = &self.inner;
         let mut asked = false;
+        // As long as the region answers nobody, nothing is recorded.
+        let deadline = Instant::now() + inner.region.patience();
         loop {
             let may_ask = !asked && self.may_ask_for_locks(key.0);
             let promised = || inner.facts.has_locks(key.0);
@@ -58,8 +61,18 @@ impl FileSystem {
                 Wish::Away => return None,
                 Wish::InTheWay if !waits => return Some(Err(FsError::Answered(libc::EAGAIN))),
                 // Who waits does so at the region, which knows of all who do.
-                Wish::InTheWay | Wish::Leave => leave(&inner.region, key.0).await,
-                Wish::Wait => inner.locks.rest(key.0).await,
+                Wish::InTheWay | Wish::Leave => {
+                    let left = tokio::time::timeout_at(deadline, leave(&inner.region, key.0)).await;
+                    if left.is_err() {
+                        return Some(Err(self.unrecorded("lock")));
+                    }
+                }
+                Wish::Wait => {
+                    let rested = tokio::time::timeout_at(deadline, inner.locks.rest(key.0)).await;
+                    if rested.is_err() {
+                        return Some(Err(self.unrecorded("lock")));
+                    }
+                }
                 Wish::Ask => {
                     asked = true;
                     match self.ask_for_locks(key.0, tenure).await {
@@ -71,6 +84,12 @@ impl FileSystem {
                 }
             }
         }
+    }
+
+    /// What was given here didn't come to be on record in time.
+    fn unrecorded(&self, what: &'static str) -> FsError {
+        let region = &self.inner.region;
+        region.unanswered_error(what, region.patience(), "locks that this mount gave aren't recorded yet")
     }
 
     async fn ask_for_locks(&self, inode: u64, tenure: Tenure) -> Result<(), FsError> {
@@ -90,20 +109,21 @@ impl FileSystem {
         }
     }
 
-    /// Gives a range up that is held here. False where that is the region's.
+    /// Gives a range up that is held here. False where that is the region's; an error where it isn't known in time what is on record there.
     pub(super) async fn release_here(
         &self,
         key: Key,
         owner: &Owner,
         request: &LockRequest,
         tenure: Tenure,
-    ) -> bool {
+    ) -> Result<bool, FsError> {
         let inner = &self.inner;
-        self.until_decided(key.0, || {
+        let decided = self.until_decided(key.0, || {
             let promised = || inner.facts.has_locks(key.0);
             inner.locks.release_here(key, owner, request.range(), tenure, promised)
-        })
-        .await
+        });
+        let decided = tokio::time::timeout(inner.region.patience(), decided).await;
+        decided.map_err(|_| self.unrecorded("unlock"))
     }
 
     /// Takes back a lock that was given here. False where that is the region's.
@@ -145,17 +165,25 @@ impl FileSystem {
 
     /// Who is in the way of a lock, where that is known here.
     #[allow(clippy::option_option, reason = "whether it is known, and whether anybody is in the way")]
-    pub(super) async fn test_here(&self, key: Key, request: &LockRequest) -> Option<Option<LockSpec>> {
+    pub(super) async fn test_here(
+        &self,
+        key: Key,
+        request: &LockRequest,
+    ) -> Result<Option<Option<LockSpec>>, FsError> {
         let inner = &self.inner;
-        loop {
-            let promised = || inner.facts.has_locks(key.0);
-            match inner.locks.test_here(key, request, inner.session.tenure(), promised) {
-                Test::Here(found) => return Some(found),
-                Test::Away => return None,
-                Test::Leave => leave(&inner.region, key.0).await,
-                Test::Wait => inner.locks.rest(key.0).await,
+        let tested = async {
+            loop {
+                let promised = || inner.facts.has_locks(key.0);
+                match inner.locks.test_here(key, request, inner.session.tenure(), promised) {
+                    Test::Here(found) => return Some(found),
+                    Test::Away => return None,
+                    Test::Leave => leave(&inner.region, key.0).await,
+                    Test::Wait => inner.locks.rest(key.0).await,
+                }
             }
-        }
+        };
+        let tested = tokio::time::timeout(inner.region.patience(), tested).await;
+        tested.map_err(|_| self.unrecorded("test_lock"))
     }
 }
 

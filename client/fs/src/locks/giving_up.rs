@@ -149,8 +149,10 @@ impl FileSystem {
                 return Err(FsError::LockLost(key.0));
             }
             self.tell_what_was_guarded(key.0).await;
-            if self.release_here(key, owner, request, tenure).await {
-                return Ok(());
+            match self.release_here(key, owner, request, tenure).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(error) => break Err(error),
             }
             let given_up = self.give_up(key, request, tenure).await;
             // Under another home by now, which has what was held before: also where the one before has given it up.

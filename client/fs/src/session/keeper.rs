@@ -68,8 +68,9 @@ impl Session {
     /// Takes back what was shown under another custodian or in an earlier life, and says so: until then nobody gets anything
     /// from a new custodian.
     async fn answer_custody(&self) {
-        let Some((life, seat)) =
-            self.state(|s| Some(((s.custody_epoch, s.session, s.incarnation), s.seat.clone()?)))
+        // What this custodian knows of: asked later, it may be nobody's any more, and an unanswered request mustn't cost locks.
+        let Some((life, seat, knows_locks_alone)) = self
+            .state(|s| Some(((s.custody_epoch, s.session, s.incarnation), s.seat.clone()?, s.locks_alone)))
         else {
             return;
         };
@@ -80,7 +81,7 @@ impl Session {
         // served before this session answers, so nobody else can have been promised these inodes.
         let untold = !self.journal.held_by((life.1, life.2)).is_empty();
         let has_locks = !self.locks.held_here(self.tenure()).is_empty();
-        if has_locks && !self.knows_locks_alone() {
+        if has_locks && !knows_locks_alone {
             return self.outlive(&seat).await;
         }
         if (untold || has_locks || !self.buffers.held_by((life.1, life.2)).is_empty())

@@ -208,6 +208,10 @@ impl Session {
         let tenure = self.tenure();
         // In a cluster of one region there is one home.
         let reclaims = tenure.life == (session, incarnation) && self.has_elsewhere();
+        // A next home is asked for what is held now: what were given, or given back, under the old promise before its answer comes would be lost. It waits for that.
+        if reclaims {
+            self.facts.forget_locks();
+        }
         let reclaim = if reclaims { self.locks.reclaim(tenure) } else { Reclaim::default() };
         let open = OpenSession {
             locks_home: if reclaims { tenure.home } else { 0 },
