@@ -239,6 +239,11 @@ impl Facts {
         f(&mut self.locks.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// An inode's locks are the region's to give from now on, until they are promised anew.
+    pub fn leave_locks(&self, inode: u64) {
+        self.locks(|locks| locks.remove(&inode));
+    }
+
     /// No inode's locks are this session's to give any more.
     pub fn forget_locks(&self) {
         self.locks(|locks| locks.clear());

@@ -359,3 +359,49 @@ async fn locks_of_two_mounts_are_as_those_of_one_host_also_while_leaders_are_kil
         fs.close().await;
     }
 }
+
+/// Found by a test: who waits at the region was noted nowhere in the mount, which by what it had been promised before gave the lock to another process of its host
+/// while the region gave it to the one that waited.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waited_at_the_region_has_the_lock_alone_on_its_own_host_too() {
+    let cluster = Cluster::start(1, Arc::new(OsClock)).await;
+    cluster.leader().await;
+    let fs = connect(&cluster, "one").await;
+    let root = Caller { kernel_checked: true, ..Caller::default() };
+    let made = fs.create(&root, fs.root(), b"f", 0o644, READ_WRITE).await.unwrap();
+    let all = |owner| LockRequest {
+        handle: made.handle,
+        kind: LockKind::Range,
+        owner,
+        start: 0,
+        end: 9,
+        exclusive: true,
+        pid: 1,
+    };
+    let mut given = 0;
+    until("a lock that was given here is waited for", async || {
+        assert!(heard(fs.lock(all(1)).await));
+        let is_alone = fs.status().locks_alone > given;
+        given = fs.status().locks_alone;
+        let mut wait = fs.lock_waiting(all(2)).unwrap();
+        // It comes to wait, or not yet: both are to be right.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        fs.unlock(all(1)).await.unwrap();
+        let third = heard(fs.lock(all(3)).await);
+        let waited = tokio::time::timeout(Duration::from_millis(500), wait.outcome()).await;
+        assert!(!(third && waited.is_ok()), "two processes have the lock");
+        match waited {
+            Ok(outcome) => outcome.unwrap(),
+            Err(_) => {
+                fs.unlock(all(3)).await.unwrap();
+                wait.outcome().await.unwrap();
+            }
+        }
+        fs.unlock(all(2)).await.unwrap();
+        // The region isn't asked for a file's locks again at once.
+        tokio::time::sleep(Duration::from_millis(2_100)).await;
+        is_alone
+    })
+    .await;
+    fs.close().await;
+}

@@ -58,7 +58,12 @@ impl FileSystem {
             let promised = || inner.facts.has_locks(key.0);
             match inner.locks.wish(key, owner, request, (tenure, waits, may_ask), promised) {
                 Wish::Given(before) => return Some(Ok(before)),
-                Wish::Away => return None,
+                Wish::Away => {
+                    // The region may give the lock to who waits there, later, when nobody is noted to hold anything: nothing may be given beside that by what was
+                    // promised before.
+                    inner.facts.leave_locks(key.0);
+                    return None;
+                }
                 Wish::InTheWay if !waits => return Some(Err(FsError::Answered(libc::EAGAIN))),
                 // Who waits does so at the region, which knows of all who do.
                 Wish::InTheWay | Wish::Leave => {

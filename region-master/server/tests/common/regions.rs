@@ -148,6 +148,10 @@ impl Regions {
 
     /// The same, of a release that supports those feature levels.
     pub async fn start_at(masters: &[(&str, u64)], lease_ms: u64, levels: Levels) -> Self {
+        if let Ok(filter) = std::env::var("MOOSENG_LOG") {
+            let log = LogConfig { filter: Some(filter), ..LogConfig::default() };
+            let _ = mooseng_transport::observe::init_logging(&log);
+        }
         let region = |(i, (name, n)): (usize, &(&str, u64))| RegionConfig {
             name: (*name).to_owned(),
             number: i as u16 + 1,
