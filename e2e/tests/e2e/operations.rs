@@ -83,6 +83,7 @@ fn run() -> Result<()> {
         "our certificate is revoked",
         "written data couldn't be",
         "changes of names that weren't told to the region yet are lost",
+        "the filesystem is closed although changes of names couldn't be told",
         "the session's lease had lapsed",
         "an operation failed",
         // The list was withheld from a chunkserver.

@@ -515,15 +515,17 @@ async fn begin_anew(
     location: LocationRecord,
     (why, none_lost): (&str, bool),
 ) -> Result<(), Failed> {
-    let exclude = location.copies.iter().cloned().collect();
-    let copies = match targets(master, listing, &exclude) {
-        Ok(copies) => copies,
-        Err(_) if none_lost && listing.record.sealed => {
-            // There is room for it.
-            targets(master, listing, &BTreeSet::new())?;
-            Vec::new()
-        }
-        Err(too_few) => return Err(Failed::For(too_few)),
+    let exclude: BTreeSet<String> = location.copies.iter().cloned().collect();
+    let others = targets(master, listing, &exclude);
+    // Placement takes those that are to be left out where there are too few without them.
+    let too_few =
+        others.as_ref().map_or(true, |placed| placed.iter().any(|chunkserver| exclude.contains(chunkserver)));
+    let copies = if too_few && none_lost && listing.record.sealed {
+        // There is room for it.
+        targets(master, listing, &BTreeSet::new())?;
+        Vec::new()
+    } else {
+        others?
     };
     tracing::warn!(
         chunk = listing.chunk.0,
