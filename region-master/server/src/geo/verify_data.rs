@@ -19,6 +19,7 @@ use tonic::Status;
 
 use super::{ask, chunks, pause, verify};
 use crate::master::Master;
+use crate::seals;
 
 /// Chunks of one answer at most.
 const PAGE: usize = 256;
@@ -117,15 +118,29 @@ async fn once(master: &Master, home: &str, chunk: ChunkId, read: bool) -> Result
         // No file has a byte of it: nobody fetches it, and it is collected soon.
         return Ok(Found::Gone);
     }
-    let Some(location) = listing.location.filter(|location| location.partial.is_none()) else {
-        return Ok(Found::Lacking);
+    let Some(location) = listing.location else { return Ok(Found::Lacking) };
+    let sealed = listing.record.sealed;
+    // Of one that grows a replica has what is named of it, or more; one that is sealed is whole only once it was compared with what it is to be.
+    let named = match location.partial {
+        None => None,
+        Some(partial) if !sealed => {
+            let named = seals::committed(master, chunk).await.map_err(|e| e.message)?;
+            if named > partial {
+                return Ok(Found::Lacking);
+            }
+            Some(named)
+        }
+        Some(_) => return Ok(Found::Lacking),
     };
     let here = chunks::members(master, &location);
     if here.len() < location.copies.len() {
         return Err("a chunkserver that has it here isn't known to this region's masters".to_owned());
     }
-    let sealed = listing.record.sealed;
-    let length = if sealed { listing.record.length } else { common(master, chunk, &here).await? };
+    let length = match named {
+        Some(named) => named,
+        None if sealed => listing.record.length,
+        None => common(master, chunk, &here).await?,
+    };
     let asked = AskSource { chunk: chunk.0, length, grows: !sealed };
     let there: Source = ask(master, home, Method::ChunkSource, &asked).await?;
     let region = &master.config.region;
