@@ -472,6 +472,8 @@ async fn a_home_begins_where_its_data_is_and_says_what_was_lost() {
         Some((record.complete(), record.position()))
     };
     until("the replica is complete", async || complete(&regions).await.is_some_and(|(c, at)| c == at)).await;
+    // It hears by greetings, too, that this is all that the home has.
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
     let (cut, _) = complete(&regions).await.unwrap();
     let (file, lacking) = (InodeId(900_000), ChunkId(900_000));
     names(serving(&regions, "a").unwrap(), file, lacking).await;
