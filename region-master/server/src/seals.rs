@@ -263,8 +263,8 @@ pub async fn load(master: &Master, chunk: ChunkId) -> Result<Option<ChunkListing
     .map_err(|e| record_failed(&e))
 }
 
-/// The end of the furthest run that an extent has in the chunk. Only for a chunk whose owner can't write any more: its session lapsed or was
-/// closed in the store before.
+/// The end of the furthest run that an extent has in the chunk. To end a chunk by it its owner must be unable to write any more: its session lapsed or was
+/// closed in the store before. Of another one more may be named by now.
 pub async fn committed(master: &Master, chunk: ChunkId) -> Result<u64, CallError> {
     let users = transact(&master.store, |tx| async move {
         let users = upkeep::chunk_users(&tx, chunk, USERS_MAX).await?;

@@ -1,5 +1,5 @@
-//! How the bytes come that the log names: a chunkserver of this region pulls each sealed chunk from one of the home's, or of another region's where the home's has
-//! it not or isn't reached. Further copies are made from that one, as in any region ([`crate::house`]).
+//! How the bytes come that the log names: what was sent here as it was appended is looked for; what wasn't, or is of no use, a chunkserver of this region reads from
+//! one of the home's, or of another region's where the home's has it not or isn't reached. Further copies are made from that one, as in any region ([`crate::house`]).
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -34,7 +34,8 @@ const HINTED_MAX: usize = 4_096;
 const AT_ONCE: usize = 8;
 /// So many of them at most because readers wait for them: a home's fsyncs wait for what holds completeness back, however much is read here.
 const AWAITED_AT_ONCE: usize = 6;
-/// And so many because they are whole elsewhere, while nothing is held back by them: each takes a round trip, for what it is to be is asked for.
+/// And so many because they are whole elsewhere, while nothing is held back by them: each takes a round trip, for what it is to be is asked for. Both bounds hold for
+/// themselves: readers and these may fill all places together, and what holds completeness back waits for the first that ends then.
 const BEHIND_AT_ONCE: usize = 6;
 /// After a failure; the scan finds the chunk again.
 const AGAIN: Duration = Duration::from_millis(400);

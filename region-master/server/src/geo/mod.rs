@@ -106,7 +106,7 @@ pub struct Geo {
     /// Chunks whose bytes aren't in this region.
     wanted: Mutex<BTreeSet<ChunkId>>,
     wanting: Notify,
-    /// Where the home has said that chunks can be read which grow still.
+    /// Where the home has said that chunks can be read, and where their bytes were sent here, until they are whole.
     hints: Mutex<BTreeMap<ChunkId, Hint>>,
     /// What readers of this region are promised of all replicas.
     near_totals: Arc<Totals>,

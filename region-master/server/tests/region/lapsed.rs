@@ -51,6 +51,10 @@ async fn on_record(cluster: &Cluster, session: u64) -> Option<SessionRecord> {
     load_session(&tx, SessionId(session)).await.unwrap()
 }
 
+async fn has_lapsed(cluster: &Cluster, session: u64) -> bool {
+    on_record(cluster, session).await.is_some_and(|record| record.lapsed_ns.is_some())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lapsed_sessions_outcomes_are_kept_for_as_long_as_is_set() {
     let clock = ManualClock::default();
@@ -60,10 +64,7 @@ async fn a_lapsed_sessions_outcomes_are_kept_for_as_long_as_is_set() {
     let session = client.open(&[]).await.unwrap().session;
     client.change_as(1, mkdir("d")).await.unwrap();
     clock.advance(Duration::from_secs(11));
-    until("the lapse is noted", async || {
-        on_record(&cluster, session).await.is_some_and(|record| record.lapsed_ns.is_some())
-    })
-    .await;
+    until("the lapse is noted", async || has_lapsed(&cluster, session).await).await;
     clock.advance(Duration::from_secs(2));
     until("it is forgotten", async || on_record(&cluster, session).await.is_none()).await;
     // Never executed again.
@@ -79,7 +80,7 @@ async fn an_unlinked_file_is_kept_for_a_session_that_lapsed_and_may_come_back() 
     let session = client.open(&[]).await.unwrap().session;
     let file = created(client.change(create("f")).await.unwrap());
     client.change(unlink("f")).await.unwrap();
-    let lapsed = async || on_record(&cluster, session).await.is_some_and(|record| record.lapsed_ns.is_some());
+    let lapsed = async || has_lapsed(&cluster, session).await;
     clock.advance(Duration::from_secs(11));
     until("the lapse is noted", async || lapsed().await).await;
     // Two rounds in which it would be freed.
@@ -118,7 +119,7 @@ async fn a_clock_that_is_set_forward_forgets_no_outcomes() {
     let session = client.open(&[]).await.unwrap().session;
     let directory = client.request(1, mkdir("d")).await;
     let made = client.send(&directory).await.unwrap();
-    let lapsed = async || on_record(&cluster, session).await.is_some_and(|record| record.lapsed_ns.is_some());
+    let lapsed = async || has_lapsed(&cluster, session).await;
     clock.right.advance(Duration::from_secs(11));
     until("the lapse is noted", async || lapsed().await).await;
     assert!(seen(&cluster).await.is_some(), "what was seen of the clock is on record before");
@@ -147,10 +148,7 @@ async fn a_clock_that_is_set_forward_frees_nothing_that_a_session_may_have_open(
     let file = created(client.change(create("f")).await.unwrap());
     client.change(unlink("f")).await.unwrap();
     clock.right.advance(Duration::from_secs(11));
-    until("the lapse is noted", async || {
-        on_record(&cluster, session).await.is_some_and(|record| record.lapsed_ns.is_some())
-    })
-    .await;
+    until("the lapse is noted", async || has_lapsed(&cluster, session).await).await;
     clock.step(DAY_S);
     until("the step is on record", async || is_seen_set(&cluster).await).await;
     // Two rounds in which it would be freed.
