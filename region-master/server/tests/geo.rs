@@ -105,6 +105,17 @@ async fn change(home: &Client, op: Op) -> Place {
     Place { epoch: response.log_epoch, version: response.log_version }
 }
 
+/// Reads at the home. A lease lasts a second here, which a busy machine may take for less: then the session is opened anew.
+async fn read_home(home: &Client, op: Op) -> Reply {
+    for _ in 0..5 {
+        match home.read(op.clone()).await {
+            Err((ErrorCode::SessionExpired, _)) => drop(home.open(&[]).await.unwrap()),
+            answered => return answered.unwrap(),
+        }
+    }
+    panic!("its session lapses again and again before it is answered");
+}
+
 /// Looks a name up in a replica, which must have come so far.
 async fn near(client: &Client, name: &str, at_least: &Place) -> Option<u64> {
     let request = NearRead { op: Some(lookup(name)), at_least: Some(*at_least), seat: None, volume: 0 };

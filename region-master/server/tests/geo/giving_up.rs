@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use super::commands::{admin, home};
 use super::common::regions::Regions;
 use super::common::until;
-use super::{caught_up, change, client, ledger, lookup, mkdir, near, serves_as_home, serving};
+use super::{caught_up, change, client, ledger, lookup, mkdir, near, read_home, serves_as_home, serving};
 
 fn deadline() -> Instant {
     Instant::now() + Duration::from_secs(20)
@@ -174,7 +174,7 @@ async fn a_home_that_was_given_up_in_vain_is_had_back_although_its_word_was_forg
     serves_as_home(&regions, "a", 2).await;
     let home = client(&regions, "a", "a");
     assert_eq!(change(&home, mkdir("more")).await.epoch, 2);
-    let found = home.read(lookup("d").op.unwrap()).await.unwrap();
+    let found = read_home(&home, lookup("d").op.unwrap()).await;
     assert!(matches!(found, Reply::Entry(_)), "{found:?}");
 }
 

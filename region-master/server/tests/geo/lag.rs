@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::common::regions::{Regions, identity_of};
 use super::common::{Client, until};
-use super::{addresses, change, mkdir, serves_as_home, serving};
+use super::{addresses, change, mkdir, read_home, serves_as_home, serving};
 
 const EAGAIN: u32 = 11;
 
@@ -32,10 +32,9 @@ async fn set(regions: &Regions, lag_max_ms: u64) {
     .await;
 }
 
-/// Leases are short here.
 async fn ask(client: &Client) -> Reply {
     client.open(&[]).await.unwrap();
-    client.read(Op::Pace(Pace {})).await.unwrap()
+    read_home(client, Op::Pace(Pace {})).await
 }
 
 fn tail(regions: &Regions) -> mooseng_region::lag::Tail {

@@ -9,7 +9,6 @@ use mooseng_master::master::Master;
 use mooseng_schema::{leased, number};
 use mooseng_store::{Read, Store, Transaction};
 use mooseng_transport::PlainNetwork;
-use mooseng_wire::call::ErrorCode;
 use mooseng_wire::fs::Sync;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
@@ -22,7 +21,7 @@ use tokio::time::Instant;
 use super::common::regions::{Regions, identity_of};
 use super::common::{Client, until};
 use super::giving_up::agree;
-use super::{addresses, change, lookup, mkdir, near, serves_as_home, serving};
+use super::{addresses, change, lookup, mkdir, near, read_home, serves_as_home, serving};
 
 /// For so long it is looked whether something is answered that is to wait.
 const WHILE: Duration = Duration::from_millis(400);
@@ -56,7 +55,7 @@ fn sync(place: Place) -> Op {
 }
 
 async fn found(client: &Client, name: &str) -> bool {
-    match client.read(lookup(name).op.unwrap()).await.unwrap() {
+    match read_home(client, lookup(name).op.unwrap()).await {
         Reply::Entry(_) => true,
         Reply::Errno(ENOENT) => false,
         other => panic!("{other:?}"),
@@ -68,7 +67,7 @@ async fn an_fsync_waits_for_the_sync_set_and_others_are_told_what_it_has() {
     let regions = synced().await;
     let (one, other) = (client(&regions, "one", "a"), client(&regions, "other", "a"));
     let place = change(&one, mkdir("x")).await;
-    assert!(matches!(one.read(sync(place)).await.unwrap(), Reply::Done(_)));
+    assert!(matches!(read_home(&one, sync(place)).await, Reply::Done(_)));
     let complete = serving(&regions, "b").unwrap().geo.replica(ROOT_VOLUME).record.unwrap().complete();
     assert!((complete.epoch.0, complete.version) >= (place.epoch, place.version), "{complete} of {place:?}");
     other.open(&[]).await.unwrap();
@@ -79,7 +78,7 @@ async fn an_fsync_waits_for_the_sync_set_and_others_are_told_what_it_has() {
     assert!(found(&one, "y").await);
     assert!(found(&other, "x").await, "what was there before doesn't wait");
     let (asking, asked) = (one.clone(), other.clone());
-    let fsync = tokio::spawn(async move { asking.read(sync(place)).await.unwrap() });
+    let fsync = tokio::spawn(async move { read_home(&asking, sync(place)).await });
     let seen = tokio::spawn(async move { found(&asked, "y").await });
     tokio::time::sleep(WHILE).await;
     assert!(!fsync.is_finished() && !seen.is_finished(), "the sync set doesn't have it");
@@ -100,7 +99,7 @@ async fn what_a_failover_took_back_is_told_by_fsync() {
     let mut regions = synced().await;
     let one = client(&regions, "one", "a");
     let kept = change(&one, mkdir("kept")).await;
-    assert!(matches!(one.read(sync(kept)).await.unwrap(), Reply::Done(_)));
+    assert!(matches!(read_home(&one, sync(kept)).await, Reply::Done(_)));
     regions.cut("b");
     let lost = change(&one, mkdir("lost")).await;
     regions.kill_region("a").await;
@@ -110,15 +109,15 @@ async fn what_a_failover_took_back_is_told_by_fsync() {
     *new.session.lock().await = one.session.lock().await.clone();
     new.open(&[]).await.unwrap();
     assert!(found(&new, "kept").await && !found(&new, "lost").await);
-    assert!(matches!(new.read(sync(kept)).await.unwrap(), Reply::Done(_)));
-    let told = new.read(sync(lost)).await.unwrap();
+    assert!(matches!(read_home(&new, sync(kept)).await, Reply::Done(_)));
+    let told = read_home(&new, sync(lost)).await;
     assert!(matches!(told, Reply::Errno(EIO)), "{told:?}");
     assert_eq!(sync_set(&regions, "b"), ["b"]);
     assert_eq!(serving(&regions, "b").unwrap().geo.view().unwrap().volumes[&ROOT_VOLUME].epoch, Epoch(2));
     // What comes after is kept.
     new.number.store(10, std::sync::atomic::Ordering::SeqCst);
     let after = change(&new, mkdir("after")).await;
-    assert!(matches!(new.read(sync(after)).await.unwrap(), Reply::Done(_)));
+    assert!(matches!(read_home(&new, sync(after)).await, Reply::Done(_)));
 }
 
 async fn put_down(master: &Master) -> u64 {
@@ -165,14 +164,8 @@ async fn a_leader_that_knows_less_than_the_one_before_answers_no_fsync_alone() {
     assert_eq!(regions.global(a).may_change(ROOT_VOLUME), Some(Epoch(1)), "it goes on");
     let two = client(&regions, "two", "a");
     let fsync = tokio::spawn(async move {
-        loop {
-            two.open(&[]).await.unwrap();
-            match two.read(sync(place)).await {
-                // Waited for longer than a lease lasts here.
-                Err((ErrorCode::SessionExpired, _)) => {}
-                answered => return answered.unwrap(),
-            }
-        }
+        two.open(&[]).await.unwrap();
+        read_home(&two, sync(place)).await
     });
     tokio::time::sleep(5 * WHILE).await;
     assert!(!fsync.is_finished(), "it can't tell whom to wait for");
