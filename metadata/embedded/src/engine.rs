@@ -544,7 +544,8 @@ impl Engine for Embedded {
         let slice = {
             let state = self.inner.state();
             state.check(version)?;
-            state.window.slice(range, version, limit.pairs_max.saturating_add(16).min(10_000), limit.reverse)
+            let most = (limit.pairs_max, limit.pairs_max.saturating_add(16).min(10_000));
+            state.window.slice(range, version, most, limit.reverse)
         };
         let part = covered(range, slice.boundary.as_ref(), limit.reverse);
         let limit = RangeLimit { pairs_max: limit.pairs_max.clamp(1, 10_000), ..limit };

@@ -69,7 +69,7 @@ impl Pin {
 
     fn part(&mut self, range: &KeyRange, bytes_max: usize) -> Result<Vec<(Bytes, Bytes)>, BaseError> {
         let limit = RangeLimit { pairs_max: 4096, bytes_max, reverse: false };
-        let slice = self.window.slice(range, self.version, limit.pairs_max, false);
+        let slice = self.window.slice(range, self.version, (limit.pairs_max, limit.pairs_max), false);
         let base = self.base.range(&covered(range, slice.boundary.as_ref(), false), limit)?;
         let page = slice.over(range, base, false);
         self.left = page.boundary.map(|boundary| rest(range, &boundary, false));

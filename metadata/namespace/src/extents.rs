@@ -79,13 +79,19 @@ impl Data {
         }
     }
 
-    /// Both as one piece: runs that touch in their chunk, and inline bytes while they are few. Staged ones at most a block: whatever is written
-    /// beside them is a commit that writes them again, and they are soon moved anyway.
+    /// Whether it may become one piece with one that it touches, where it ends there.
+    pub fn may_join(&self, end: u64) -> bool {
+        match self {
+            Self::Inline(bytes) => (bytes.len() as u64) < joined_bytes_max(end),
+            Self::Run { .. } => true,
+        }
+    }
+
+    /// Both as one piece: runs that touch in their chunk, and inline bytes while they are few.
     fn merge(&self, next: &Self, end: u64) -> Option<Self> {
         match (self, next) {
             (Self::Inline(a), Self::Inline(b)) => {
-                let most = if is_staged(end) { BLOCK_BYTES as u64 } else { INLINE_EXTENT_BYTES_MAX };
-                if (a.len() + b.len()) as u64 > most {
+                if (a.len() + b.len()) as u64 > joined_bytes_max(end) {
                     return None;
                 }
                 let mut both = BytesMut::with_capacity(a.len() + b.len());
@@ -139,6 +145,12 @@ impl Data {
         };
         fs::Extent { offset, length: self.length(), data: Some(data) }
     }
+}
+
+/// Inline bytes of what becomes one piece that ends there. Staged ones are at most a block: whatever is written beside them is a commit that writes
+/// them again, and they are soon moved anyway.
+fn joined_bytes_max(end: u64) -> u64 {
+    if is_staged(end) { BLOCK_BYTES as u64 } else { INLINE_EXTENT_BYTES_MAX }
 }
 
 /// Pieces of a file by offset. They never overlap.
@@ -421,6 +433,23 @@ mod tests {
                     let (is, was) = (uses(&pieces, chunk), uses(&before, chunk));
                     prop_assert_eq!((delta.extents, delta.bytes), (is.0 - was.0, is.1 - was.1));
                 }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_may_not_join_stays_a_piece_of_its_own(
+            at in (30u64 << 10)..(70 << 10), length in 1usize..20_000, before in 1usize..20_000, behind in 1usize..20_000,
+        ) {
+            let piece = |length: usize| Data::Inline(vec![7; length].into());
+            let mut pieces = Pieces::default();
+            pieces.load(at - before as u64, piece(before)).unwrap();
+            pieces.load(at + length as u64, piece(behind)).unwrap();
+            pieces.put(at, piece(length));
+            if !piece(length).may_join(at + length as u64) {
+                prop_assert_eq!(pieces.len(), 3);
+                prop_assert_eq!(pieces.0.get(&at), Some(&piece(length)));
             }
         }
     }

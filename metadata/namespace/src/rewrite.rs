@@ -25,7 +25,7 @@ use mooseng_wire::{ChunkId, InodeId, VolumeId};
 use crate::error::OpError;
 use crate::extents::{Data, Pieces};
 use crate::touched::Touched;
-use crate::window;
+use crate::window::{self, Beside};
 
 /// Extents of one swap at most: its transaction stays far from the store's limits.
 pub const SWAP_EXTENTS_MAX: usize = 512;
@@ -148,6 +148,17 @@ impl Target {
         let Destaged { piece, to_offset } = moved;
         Self { offset: piece.offset, length: piece.bytes.len() as u64, to_offset: *to_offset }
     }
+
+    /// What it may be joined with, where the target before it is loaded: what it continues in the new chunk. As a rule that is the target before; for the
+    /// first one an earlier transaction has swapped it. What continues this one comes later. So a swap conflicts with whoever writes its own bytes, not
+    /// with all who write between them, as whoever overwrites a large file here and there does all the while.
+    fn beside(&self, before: Option<&Self>) -> Beside {
+        let continued = |before: &Self| before.to_offset + before.length == self.to_offset;
+        match self.to_offset == 0 || before.is_some_and(continued) {
+            true => Beside::Apart,
+            false => Beside::Joins,
+        }
+    }
 }
 
 /// How a swap goes.
@@ -194,8 +205,11 @@ pub(crate) async fn exchange<T: Transaction>(
         return Err(OpError::Malformed("a swap names what its chunk doesn't have, or too much"));
     }
     let mut before = Pieces::default();
+    let mut last = None;
     for target in targets {
-        window::load(tx, inode, target.offset, target.offset + target.length, &mut before).await?;
+        let range = (target.offset, target.offset + target.length);
+        window::load(tx, inode, range, target.beside(last), &mut before).await?;
+        last = Some(target);
     }
     let mut after = before.clone();
     let mut swapped = nothing;

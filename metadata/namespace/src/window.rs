@@ -54,18 +54,62 @@ pub async fn piece_before<T: Transaction>(
     Ok(Some((extent::parse_key(inode, key)?, data)))
 }
 
-/// Loads the pieces that overlap or touch [from, to) into `pieces`.
+/// What lies beside a range that is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beside {
+    /// What is put there may become one piece with what it touches.
+    Joins,
+    /// It won't, so that only what overlaps the range matters.
+    Apart,
+}
+
+/// Loads the pieces that overlap [from, to) into `pieces`, and those that touch it where they may be joined.
+///
+/// A block that is written all the while is one read of a key, in which most often nothing older than the last seconds is looked at: ranges ask every
+/// level of a store's tree. It is enough, also as a read conflict. Pieces don't overlap, so whoever puts or cuts another one where a piece was found
+/// changes the record of that.
 pub async fn load<T: Transaction>(
     tx: &T,
     inode: InodeId,
-    from: u64,
-    to: u64,
+    (from, to): (u64, u64),
+    beside: Beside,
     pieces: &mut Pieces,
 ) -> Result<(), OpError> {
-    let whole = extent::range_between(inode, from, to.saturating_add(1));
-    let (before, page) = futures::join!(piece_before(tx, inode, from, Read::Conflicting), async {
-        Ok(tx.get_range(whole.clone(), RangeLimit::default(), Read::Conflicting).await?)
-    })
+    // Up to here everything is known; what is read begins here.
+    let mut at = from;
+    if beside == Beside::Apart {
+        if let Some(value) = tx.get(&extent::key(inode, from), Read::Conflicting).await? {
+            let data = Data::from_record(ExtentRecord::from_value(&value)?)?;
+            let length = data.length();
+            pieces.load(from, data)?;
+            at = from + length;
+            if at >= to {
+                return Ok(());
+            }
+        } else {
+            match piece_before(tx, inode, to, Read::Conflicting).await? {
+                None => return Ok(()),
+                Some((offset, data)) if offset < from => {
+                    if offset + data.length() > from {
+                        pieces.load(offset, data)?;
+                    }
+                    return Ok(());
+                }
+                Some(_) => {}
+            }
+        }
+    }
+    let touching = u64::from(beside == Beside::Joins);
+    let whole = extent::range_between(inode, at, to.saturating_add(touching));
+    let (before, page) = futures::join!(
+        async {
+            match at > from {
+                true => Ok(None),
+                false => piece_before(tx, inode, from, Read::Conflicting).await,
+            }
+        },
+        async { Ok(tx.get_range(whole.clone(), RangeLimit::default(), Read::Conflicting).await?) }
+    )
     .in_order()?;
     if let Some((offset, data)) = before
         && offset + data.length() >= from
@@ -297,5 +341,79 @@ pub fn need_trimmed(inode: InodeId, record: &InodeRecord) -> Result<(), OpError>
     match record.trim_from {
         Some(from) => Err(OpError::Drain { inode, from }),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::executor::block_on;
+    use mooseng_store::memory::{MemoryStore, MemoryTransaction};
+    use mooseng_store::{Store, StoreError};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const INODE: InodeId = InodeId(7);
+    const KIB: u64 = 1 << 10;
+
+    /// Somewhere around where inline bytes begin to be staged, at the same places again and again.
+    fn piece() -> impl Strategy<Value = (u64, Data)> {
+        let bytes = |length: u64, byte: u8| Data::Inline(vec![byte; length as usize].into());
+        let block = (10u64..25, any::<u8>()).prop_map(move |(at, byte)| (at * 4 * KIB, bytes(4 * KIB, byte)));
+        let inline = (40u64..100, 1u64..=16, any::<u8>())
+            .prop_map(move |(at, length, byte)| (at * KIB, bytes(length * KIB, byte)));
+        let run = (40u64..100, 1u64..3, 0u64..8, 1u64..20).prop_map(|(at, chunk, offset, length)| {
+            (at * KIB, Data::Run { chunk: ChunkId(chunk), offset: offset * KIB, length: length * KIB })
+        });
+        prop_oneof![block, inline, run]
+    }
+
+    /// A transaction that puts a piece, before its commit.
+    async fn put(memory: &MemoryStore, at: u64, data: &Data) -> MemoryTransaction {
+        let (tx, end) = (memory.begin(), at + data.length());
+        let beside = if data.may_join(end) { Beside::Joins } else { Beside::Apart };
+        let mut before = Pieces::default();
+        load(&tx, INODE, (at, end), beside, &mut before).await.unwrap();
+        let mut after = before.clone();
+        after.put(at, data.clone());
+        let mut record = InodeRecord { allocated: 1 << 40, ..Default::default() };
+        store(&tx, INODE, &mut record, &before, &after).await.unwrap();
+        tx
+    }
+
+    fn stored(memory: &MemoryStore) -> Pieces {
+        let tx = memory.begin();
+        let page = block_on(tx.get_range(extent::range(INODE), RangeLimit::default(), Read::Snapshot));
+        let mut pieces = Pieces::default();
+        read_page(INODE, &page.unwrap(), &mut pieces).unwrap();
+        pieces
+    }
+
+    proptest! {
+        /// What is loaded is enough to put a piece as if all were known; and enough of a conflict where two are put at once, without the inode's record.
+        #[test]
+        fn same_as_if_all_pieces_were_loaded(
+            pieces in prop::collection::vec(piece(), 0..20), first in piece(), second in piece(),
+        ) {
+            let memory = MemoryStore::new();
+            let mut model = Pieces::default();
+            for (at, data) in pieces {
+                let tx = block_on(put(&memory, at, &data));
+                block_on(tx.commit()).unwrap();
+                model.put(at, data);
+                prop_assert_eq!(&stored(&memory), &model);
+            }
+            let late = block_on(put(&memory, first.0, &first.1));
+            let early = block_on(put(&memory, second.0, &second.1));
+            block_on(early.commit()).unwrap();
+            model.put(second.0, second.1);
+            match block_on(late.commit()) {
+                Ok(_) => model.put(first.0, first.1),
+                Err(error) => {
+                    prop_assert_eq!(error, StoreError::Conflict);
+                }
+            }
+            prop_assert_eq!(&stored(&memory), &model);
+        }
     }
 }

@@ -200,7 +200,8 @@ impl Engine for MemoryStore {
     async fn page(&self, version: u64, range: &KeyRange, limit: RangeLimit) -> Result<Page, StoreError> {
         let state = self.state();
         state.check(version)?;
-        let slice = state.window.slice(range, version, limit.pairs_max.saturating_add(16), limit.reverse);
+        let most = (limit.pairs_max, limit.pairs_max.saturating_add(16));
+        let slice = state.window.slice(range, version, most, limit.reverse);
         let part = covered(range, slice.boundary.as_ref(), limit.reverse);
         let base = map_page(&state.base, &part, limit);
         Ok(slice.over(range, base, limit.reverse))

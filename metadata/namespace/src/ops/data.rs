@@ -20,7 +20,7 @@ use crate::extents::{Data, Pieces};
 use crate::ops::attributes;
 use crate::together::InOrder;
 use crate::view::{View, attr_of, is_directory, is_regular, later};
-use crate::window::{self, behind, piece_before, read_page};
+use crate::window::{self, Beside, behind, piece_before, read_page};
 
 /// Extents in one answer.
 pub const EXTENTS_MAX: usize = 1024;
@@ -220,18 +220,23 @@ async fn apply<T: Transaction>(
     pieces: &[(u64, Data)],
 ) -> Result<(), OpError> {
     // Pieces that lie side by side are loaded together, so that what one needs isn't read again for the next.
-    let mut ranges: Vec<(u64, u64)> = pieces.iter().map(|(at, data)| (*at, at + data.length())).collect();
+    let range = |(at, data): &(u64, Data)| {
+        let end = at + data.length();
+        (*at, end, data.may_join(end))
+    };
+    let mut ranges: Vec<(u64, u64, bool)> = pieces.iter().map(range).collect();
     ranges.sort_unstable();
-    let mut joined: Vec<(u64, u64)> = Vec::with_capacity(ranges.len());
-    for (from, to) in ranges {
+    let mut joined: Vec<(u64, u64, bool)> = Vec::with_capacity(ranges.len());
+    for (from, to, joins) in ranges {
         match joined.last_mut() {
-            Some(last) if from <= last.1 => last.1 = last.1.max(to),
-            _ => joined.push((from, to)),
+            Some(last) if from <= last.1 => *last = (last.0, last.1.max(to), last.2 || joins),
+            _ => joined.push((from, to, joins)),
         }
     }
     let mut before = Pieces::default();
-    for (from, to) in joined {
-        window::load(view.tx, id, from, to, &mut before).await?;
+    for (from, to, joins) in joined {
+        let beside = if joins { Beside::Joins } else { Beside::Apart };
+        window::load(view.tx, id, (from, to), beside, &mut before).await?;
     }
     let mut after = before.clone();
     for (at, data) in pieces {

@@ -5,10 +5,12 @@ use std::future::Future;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use mooseng_schema::extent;
 use mooseng_store::memory::MemoryStore;
 use mooseng_store::{
     Atomic, Committed, KeyRange, RangeLimit, RangePage, Read, ReadVersion, Store, StoreError, Transaction,
 };
+use mooseng_wire::VolumeId;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -23,13 +25,29 @@ struct Plan {
     share: f64,
     /// Commits that are still on their way.
     late: Vec<<MemoryStore as Store>::Transaction>,
+    extent_reads: Reads,
+}
+
+/// How often extents were read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reads {
+    /// One by its key.
+    pub keys: u64,
+    /// Pages of ranges.
+    pub ranges: u64,
 }
 
 impl Faulty {
     /// A share of the commits conflicts, and as many end unknown.
     pub fn new(seed: u64, share: f64) -> Self {
-        let plan = Plan { rng: SmallRng::seed_from_u64(seed), share, late: vec![] };
+        let rng = SmallRng::seed_from_u64(seed);
+        let plan = Plan { rng, share, late: vec![], extent_reads: Reads::default() };
         Self { inner: MemoryStore::new(), plan: Arc::new(Mutex::new(plan)) }
+    }
+
+    /// How often extents were read since it was asked last.
+    pub fn take_extent_reads(&self) -> Reads {
+        std::mem::take(&mut self.plan.lock().unwrap().extent_reads)
     }
 }
 
@@ -69,6 +87,14 @@ impl FaultyTransaction {
             drop(late.commit().await);
         }
     }
+
+    /// Counts a read that begins there, if it is one of extents.
+    fn count(&self, begin: &[u8], count: impl FnOnce(&mut Reads)) {
+        let extents = extent::whole_range(VolumeId(0));
+        if &extents.begin[..] <= begin && begin < &extents.end[..] {
+            count(&mut self.plan.lock().unwrap().extent_reads);
+        }
+    }
 }
 
 impl Transaction for FaultyTransaction {
@@ -80,6 +106,7 @@ impl Transaction for FaultyTransaction {
     }
     async fn get(&self, key: &[u8], read: Read) -> Result<Option<Bytes>, StoreError> {
         self.turn().await;
+        self.count(key, |reads| reads.keys += 1);
         self.inner.get(key, read).await
     }
     async fn get_range(
@@ -89,6 +116,9 @@ impl Transaction for FaultyTransaction {
         read: Read,
     ) -> Result<RangePage, StoreError> {
         self.turn().await;
+        if range.begin < range.end {
+            self.count(&range.begin, |reads| reads.ranges += 1);
+        }
         self.inner.get_range(range, limit, read).await
     }
     fn set(&self, key: &[u8], value: &[u8]) {

@@ -4,13 +4,14 @@ use bytes::Bytes;
 use mooseng_namespace::rewrite;
 use mooseng_namespace::{Errno, OpContext, STAGED_BYTES_MAX, STAGED_PIECES_MAX};
 use mooseng_schema::staged::Staged;
-use mooseng_store::Store;
+use mooseng_store::{Store, StoreError, Transaction};
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::*;
 use mooseng_wire::{ChunkId, InodeId};
 use tokio::time::Instant;
 
+use crate::faulty::Reads;
 use crate::harness::*;
 
 const BLOCK: u64 = 4096;
@@ -192,5 +193,105 @@ async fn what_is_destaged_after_its_chunk_was_given_up_stays() {
     assert!(buried.await.unwrap().0);
     assert_eq!(volume.destage(chunk, &moved).await.bytes, 0);
     assert_eq!(volume.staged(inode).await, staged(BLOCK, 1));
+    volume.check();
+}
+
+/// What an overwrite with an fsync costs its region's leader is what it reads, for the most part.
+#[tokio::test]
+async fn a_block_that_is_overwritten_is_read_by_its_key() {
+    let volume = Volume::new().await;
+    let client = volume.client(1).await;
+    let inode = large(&volume, &client, "f", MIB).await;
+    let at = 512 << 10;
+    let read = |keys, ranges| Reads { keys, ranges };
+    volume.store.take_extent_reads();
+    client.write(inode, at, &block(1)).await;
+    assert_eq!(volume.store.take_extent_reads(), read(1, 1), "a part of a run, which begins elsewhere");
+    client.write(inode, at, &block(2)).await;
+    assert_eq!(volume.store.take_extent_reads(), read(1, 0), "a staged block");
+    let (chunk, moved) = volume.copy_staged(inode, 10).await.unwrap();
+    volume.destage(chunk, &moved).await;
+    assert_eq!(volume.store.take_extent_reads(), read(1, 0), "one that is swapped");
+    client.write(inode, at, &block(3)).await;
+    assert_eq!(volume.store.take_extent_reads(), read(1, 0), "a block in a chunk of its own");
+    client.write(inode, at, &[4; 4 * BLOCK as usize]).await;
+    assert_eq!(volume.store.take_extent_reads(), read(1, 1), "more than what begins there");
+    client.write(inode, at + 100, &[5; 100]).await;
+    assert_eq!(volume.store.take_extent_reads(), read(0, 2), "what may be joined with its neighbours");
+    let mut expected = [4_u8; 4 * BLOCK as usize];
+    expected[100..200].fill(5);
+    assert!(client.read(inode).await[at as usize..][..expected.len()] == expected[..]);
+    volume.check();
+}
+
+fn write(inode: u64, offset: u64, length: u64) -> Op {
+    let data = write_piece::Data::Inline(vec![0xEE; length as usize].into());
+    let pieces = vec![WritePiece { offset, data: Some(data) }];
+    Op::Write(Write { inode, pieces, ..Default::default() })
+}
+
+fn hole(inode: u64, offset: u64, length: u64) -> Op {
+    let hole = Fallocate { inode, offset, length, zero: true, keep_size: true, ..Default::default() };
+    Op::Fallocate(hole)
+}
+
+#[tokio::test]
+async fn a_swap_conflicts_with_changes_of_its_pieces_and_not_with_those_beside_them() {
+    let volume = Volume::new().await;
+    let client = volume.client(1).await;
+    let file = async |text: &str| {
+        let inode = large(&volume, &client, text, MIB).await;
+        for n in [20, 30, 31, 90] {
+            client.write(inode, n * BLOCK, &block(n)).await;
+        }
+        let (chunk, moved) = volume.copy_staged(inode, 100).await.unwrap();
+        let tx = volume.store.inner.begin();
+        let swapped = rewrite::destage(&tx, InodeId(inode), ChunkId(chunk), &moved).await.unwrap();
+        assert_eq!((swapped.bytes, swapped.left), (4 * BLOCK, 0));
+        (inode, tx)
+    };
+    let changes: [fn(u64) -> Op; 7] = [
+        |inode| write(inode, 20 * BLOCK, BLOCK),
+        |inode| write(inode, 20 * BLOCK + 100, 50),
+        |inode| write(inode, 30 * BLOCK - 100, 200),
+        |inode| write(inode, 29 * BLOCK, 4 * BLOCK),
+        |inode| write(inode, 91 * BLOCK - 1, 2),
+        |inode| hole(inode, 31 * BLOCK + 96, 10),
+        |inode| Op::SetAttr(SetAttr { inode, size: Some(31 * BLOCK + 1), ..Default::default() }),
+    ];
+    for (case, change) in changes.into_iter().enumerate() {
+        let (inode, tx) = file(&format!("f{case}")).await;
+        assert_eq!(errno(&client.ask(change(inode)).await), 0);
+        assert_eq!(tx.commit().await, Err(StoreError::Conflict), "change {case}");
+    }
+    let (inode, tx) = file("f").await;
+    let mut bytes = client.read(inode).await;
+    for n in [19, 21, 25, 29, 32, 60, 89, 91] {
+        client.write(inode, n * BLOCK, &block(n)).await;
+        bytes[(n * BLOCK) as usize..][..BLOCK as usize].copy_from_slice(&block(n));
+    }
+    tx.commit().await.unwrap();
+    assert!(client.read(inode).await == bytes);
+    assert_eq!(volume.staged(inode).await, staged(8 * BLOCK, 8));
+    volume.check();
+}
+
+#[tokio::test]
+async fn what_follows_each_other_is_one_piece_whichever_transactions_swapped_it() {
+    let volume = Volume::new().await;
+    let client = volume.client(1).await;
+    let inode = large(&volume, &client, "f", MIB).await;
+    for n in 40..46 {
+        client.write(inode, n * BLOCK, &block(n)).await;
+    }
+    let (chunk, moved) = volume.copy_staged(inode, 100).await.unwrap();
+    assert_eq!(moved.len(), 6);
+    for part in [&moved[..1], &moved[1..4], &moved[4..]] {
+        assert_eq!(volume.destage(chunk, part).await.bytes, part.len() as u64 * BLOCK);
+    }
+    let (offset, length) = (40 * BLOCK, 6 * BLOCK);
+    let map = client.ask(Op::ReadExtents(ReadExtents { inode, offset, length })).await;
+    let Reply::Extents(map) = map else { panic!("no extents") };
+    assert_eq!(map.extents.len(), 1, "{map:?}");
     volume.check();
 }

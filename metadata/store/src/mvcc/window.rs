@@ -123,9 +123,17 @@ impl Window {
         }
     }
 
-    /// A part of a range at a version, with at most `keys_max` keys, from its begin or (`reverse`) from its end.
-    pub fn slice(&self, range: &KeyRange, version: u64, keys_max: usize, reverse: bool) -> Slice {
+    /// A part of a range at a version, from its begin or (`reverse`) from its end: with at most `pairs_max` keys that have a value, for a page
+    /// of so many pairs has use for no more, and at most `keys_max` in all.
+    pub fn slice(
+        &self,
+        range: &KeyRange,
+        version: u64,
+        (pairs_max, keys_max): (usize, usize),
+        reverse: bool,
+    ) -> Slice {
         let mut slice = Slice::default();
+        let mut pairs = 0;
         if range.begin >= range.end {
             return slice;
         }
@@ -136,8 +144,9 @@ impl Window {
                 Seen::Value(value) => Some(value),
                 Seen::Absent => None,
             };
+            pairs += usize::from(seen.is_some());
             slice.keys.insert(key.clone(), seen);
-            if slice.keys.len() >= keys_max {
+            if pairs >= pairs_max || slice.keys.len() >= keys_max {
                 slice.boundary = Some(if reverse { key.clone() } else { super::after(key) });
                 break;
             }
@@ -366,7 +375,7 @@ mod tests {
     proptest! {
         #[test]
         fn same_as_a_model_of_every_version(
-            steps in proptest::collection::vec(proptest::collection::vec(step(), 1..4), 1..20), floor in 0usize..30, range in (0u8..10, 0u8..11), max in 1usize..6, reverse: bool,
+            steps in proptest::collection::vec(proptest::collection::vec(step(), 1..4), 1..20), floor in 0usize..30, range in (0u8..10, 0u8..11), max in 1usize..6, pairs_max in 1usize..6, reverse: bool,
         ) {
             let mut window = Window::default();
             let mut models = vec![Model::new()];
@@ -396,7 +405,7 @@ mod tests {
                 let mut found = Vec::new();
                 let mut left = range.clone();
                 loop {
-                    let slice = window.slice(&left, version as u64, max, reverse);
+                    let slice = window.slice(&left, version as u64, (pairs_max, max), reverse);
                     let part = covered(&left, slice.boundary.as_ref(), reverse);
                     let page = slice.over(&left, page_of(&base, &part, max, reverse), reverse);
                     found.extend(page.pairs);
@@ -410,5 +419,24 @@ mod tests {
             window.prune(steps.len() as u64);
             prop_assert!(window.keys.is_empty() && window.clears.is_empty() && window.bytes == 0 && window.is_empty());
         }
+    }
+
+    /// Who reads the one key before another has the base look behind the next key of the window only, and passes no others.
+    #[test]
+    fn a_slice_ends_with_the_last_pair_that_a_page_has_use_for() {
+        let mut window = Window::default();
+        for k in 0..20 {
+            window.insert(u64::from(k) + 1, vec![Change::Set(key(k), key(k))]);
+        }
+        window.insert(21, vec![Change::Clear(key(19))]);
+        let all = KeyRange { begin: key(0), end: key(100) };
+        let last = window.slice(&all, 21, (1, 17), true);
+        assert_eq!(last.keys, BTreeMap::from([(key(18), Some(key(18))), (key(19), None)]));
+        assert_eq!(last.boundary, Some(key(18)));
+        let first = window.slice(&all, 21, (2, 18), false);
+        assert_eq!(first.keys, BTreeMap::from([(key(0), Some(key(0))), (key(1), Some(key(1)))]));
+        assert_eq!(first.boundary, Some(super::super::after(&key(1))));
+        let few = window.slice(&all, 21, (9, 3), true);
+        assert_eq!(few.keys.len(), 3);
     }
 }

@@ -35,7 +35,7 @@ const PAGES: usize = 4;
 const PIECES: usize = 512;
 /// Pieces of one new chunk.
 const PIECES_MAX: usize = 8_192;
-/// Pieces swapped in one transaction: it must be over before somebody has written one of them, or beside it.
+/// Pieces swapped in one transaction: it must be over before somebody has written one of them.
 const SWAP_PIECES: usize = 128;
 /// Tries of one swap before fewer pieces are swapped at once.
 const SWAP_TRIES: u32 = 3;
