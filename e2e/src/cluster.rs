@@ -207,7 +207,7 @@ impl DevCluster {
         let running = self.file()?.processes.into_iter().filter(|p| p.pid.is_some()).map(|p| p.name);
         let before = running.map(|name| Ok((seen(&name)?, name))).collect::<Result<Vec<_>>>()?;
         self.dev_words(words)?;
-        wait_for("all processes to take up what is cut", Duration::from_secs(20), || {
+        wait_for("all processes to take up what is cut", Duration::from_secs(60), || {
             for (count, name) in &before {
                 ensure!(seen(name)? > *count, "{name} hasn't looked yet");
             }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use mooseng_chunk::directory::{self, DiskIdentity, IDENTITY_FILE};
-use mooseng_chunk::state::{self, Facts, STATE_FILE};
+use mooseng_chunk::state::{self, Facts, Owner, STATE_FILE};
 use mooseng_master::events::journal::{EVENTS_MAX, Entry, FILES, Journal};
 use mooseng_ports::disk::sim::SimDisk;
 use mooseng_wire::Epoch;
@@ -42,12 +42,14 @@ pub fn state_seeds() -> Vec<Vec<u8>> {
     facts.epochs.insert(3, Epoch(9));
     facts.disks.insert("/a dir/x".into(), "d-1".into());
     facts.disks.insert(DATA_DIR.into(), "disk".into());
-    let marked = Facts { founding: Some(Founding([0xa7; 16])), ..facts.clone() };
+    let owner = |chunkserver: &str| Some(Owner { cluster: "c".into(), chunkserver: chunkserver.into() });
+    let marked = Facts { founding: Some(Founding([0xa7; 16])), owner: owner("cs"), ..facts.clone() };
+    let foreign = Facts { owner: owner("other"), ..facts.clone() };
     // As somebody has changed it, whose checksum doesn't stand in the way of what follows.
     let mut by_hand = state::encode(&marked);
     by_hand.truncate(by_hand.rfind("checksum ").unwrap_or_default());
     by_hand.push_str("checksum none\n");
-    let whole = [Facts::default(), facts, marked];
+    let whole = [Facts::default(), facts, marked, foreign];
     whole.iter().map(state::encode).chain([by_hand]).map(String::into_bytes).collect()
 }
 

@@ -1,8 +1,9 @@
-//! What a chunkserver keeps durable about itself, in its state directory: how often it started, the founding mark of its region, the newest epoch of
+//! What a chunkserver keeps durable about itself, in its state directory: who it is, how often it started, the founding mark of its region, the newest epoch of
 //! each volume, and which disk belongs in which data directory. One small text file, replaced as a whole, that ends in a checksum of its lines: an epoch or a count
 //! that reads lower than it was would have the chunkserver obey who is deposed.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,8 +15,8 @@ use mooseng_wire::founding::Founding;
 /// The file's name in the state directory.
 pub const STATE_FILE: &str = "chunkserver.state";
 /// The format that is written, and the newest that is read. 2 has a founding mark: a build that would ignore that refuses the file. 3 ends in a checksum; a file
-/// of an earlier one is read without, and is one of this format after the start.
-const FORMAT: u32 = 3;
+/// of an earlier one is read without. 4 says whose it is. A file of an earlier format is one of this format after the start.
+const FORMAT: u32 = 4;
 /// Files from this one on end in a checksum.
 const FORMAT_CHECKED: u32 = 3;
 /// What stands for the checksum in a file that somebody has changed, for nobody works one out by hand.
@@ -38,9 +39,26 @@ fn malformed(n: usize, line: &str) -> StateError {
     StateError::Damaged(format!("line {} is malformed: {line:?}", n + 1))
 }
 
+/// Whose a state directory is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The cluster.
+    pub cluster: String,
+    /// The chunkserver.
+    pub chunkserver: String,
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "chunkserver {} in cluster {}", self.chunkserver, self.cluster)
+    }
+}
+
 /// The facts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
+    /// Whose they are; none where an earlier release wrote them, and no disk has spoken for them yet.
+    pub owner: Option<Owner>,
     /// Counts starts. Disks carry it, too, for masters take no lower one than they have heard.
     pub incarnation: u64,
     /// The founding mark of the region that the chunks are of; none before any leader has told one.
@@ -83,7 +101,11 @@ impl StateFile {
 
 /// Facts as the file has them.
 pub fn encode(facts: &Facts) -> String {
-    let mut text = format!("format {FORMAT}\nincarnation {}\n", facts.incarnation);
+    let mut text = format!("format {FORMAT}\n");
+    if let Some(Owner { cluster, chunkserver }) = &facts.owner {
+        text.push_str(&format!("cluster {cluster}\nchunkserver {chunkserver}\n"));
+    }
+    text.push_str(&format!("incarnation {}\n", facts.incarnation));
     if let Some(founding) = facts.founding {
         text.push_str(&format!("founding {founding}\n"));
     }
@@ -127,12 +149,15 @@ pub fn decode(bytes: &[u8]) -> Result<Facts, StateError> {
         Some(FORMAT_CHECKED..) => checked(text)?,
         Some(_) => text,
     };
+    let (mut cluster, mut chunkserver) = (None, None);
     for (n, line) in lines.lines().enumerate().skip(1) {
         let malformed = || malformed(n, line);
         let mut words = line.splitn(3, ' ');
         let (key, first, second) =
             (words.next().unwrap_or(""), words.next().ok_or_else(malformed)?, words.next());
         match (key, second) {
+            ("cluster", None) => cluster = Some(first.to_owned()),
+            ("chunkserver", None) => chunkserver = Some(first.to_owned()),
             ("incarnation", None) => facts.incarnation = first.parse().map_err(|_| malformed())?,
             ("founding", None) => facts.founding = Some(Founding::parse(first).ok_or_else(malformed)?),
             ("custody", None) => facts.custody = first.parse().map_err(|_| malformed())?,
@@ -146,6 +171,15 @@ pub fn decode(bytes: &[u8]) -> Result<Facts, StateError> {
             _ => return Err(malformed()),
         }
     }
+    facts.owner = match (cluster, chunkserver) {
+        (Some(cluster), Some(chunkserver)) => Some(Owner { cluster, chunkserver }),
+        (None, None) => None,
+        _ => {
+            let reason =
+                "of the lines \"cluster\" and \"chunkserver\", which say whose it is, one is missing";
+            return Err(StateError::Damaged(reason.into()));
+        }
+    };
     Ok(facts)
 }
 
@@ -155,6 +189,7 @@ mod tests {
 
     fn facts() -> Facts {
         let mut facts = Facts { incarnation: 4, custody: 6, ..Facts::default() };
+        facts.owner = Some(Owner { cluster: "c".into(), chunkserver: "cs-1".into() });
         facts.founding = Some(Founding([0xa7; 16]));
         facts.epochs.insert(3, Epoch(9));
         facts.disks.insert("/a dir/x".into(), "d-1".into());
@@ -164,9 +199,9 @@ mod tests {
     #[test]
     fn facts_round_trip_and_nonsense_is_named() {
         let facts = facts();
-        assert!(encode(&facts).starts_with("format 3\n"), "earlier builds refuse it, and say why");
+        assert!(encode(&facts).starts_with("format 4\n"), "earlier builds refuse it, and say why");
         assert_eq!(decode(encode(&facts).as_bytes()), Ok(facts.clone()));
-        let unmarked = Facts { founding: None, ..facts };
+        let unmarked = Facts { founding: None, owner: None, ..facts };
         assert_eq!(decode(encode(&unmarked).as_bytes()), Ok(unmarked));
         assert_eq!(decode(encode(&Facts::default()).as_bytes()), Ok(Facts::default()));
         let says = |text: &str| decode(text.as_bytes()).unwrap_err().to_string();
@@ -175,6 +210,9 @@ mod tests {
         assert!(says("epoch x 1\n").contains("line 1"));
         assert!(says("format 2\nepoch x 1\n").contains("line 2"));
         assert!(says("").contains("line 1"), "a file that lost everything says nothing");
+        for half in ["cluster c", "chunkserver cs-1"] {
+            assert!(says(&format!("format 4\n{half}\nchecksum none\n")).contains("one is missing"), "{half}");
+        }
         assert!(says("what\n").contains("line 1"));
         assert!(decode(b"\xff").is_err());
     }
@@ -211,13 +249,19 @@ mod tests {
     }
 
     #[test]
-    fn files_of_earlier_formats_are_read_without_a_checksum() {
+    fn files_of_earlier_formats_are_read_without_what_they_lack() {
         let old = "format 1\nincarnation 4\ncustody 6\nepoch 3 9\ndisk d-1 /a dir/x\n";
-        assert_eq!(decode(old.as_bytes()), Ok(Facts { founding: None, ..facts() }));
+        assert_eq!(decode(old.as_bytes()), Ok(Facts { founding: None, owner: None, ..facts() }));
         let marked = "format 2\nincarnation 4\nfounding a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7a7\n";
         let expected = Facts { incarnation: 4, founding: facts().founding, ..Facts::default() };
         assert_eq!(decode(marked.as_bytes()), Ok(expected));
+        let whole = marked.replace("format 2", "format 3");
+        assert!(decode(whole.as_bytes()).is_err(), "it ends in no checksum");
+        let whole = format!("{whole}checksum {:08x}\n", crate::checksum(whole.as_bytes()));
+        assert_eq!(decode(whole.as_bytes()), decode(marked.as_bytes()));
         // One whose format was lowered isn't taken for one of them.
-        assert!(decode(encode(&facts()).replace("format 3", "format 2").as_bytes()).is_err());
+        for format in ["format 2", "format 3"] {
+            assert!(decode(encode(&facts()).replace("format 4", format).as_bytes()).is_err(), "{format}");
+        }
     }
 }

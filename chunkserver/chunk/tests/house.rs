@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use common::{FaultyDisk, Planted, TornDisk, open, open_with, options};
+use mooseng_chunk::directory::IDENTITY_FILE;
 use mooseng_chunk::layout::block_at;
 use mooseng_chunk::state::STATE_FILE;
 use mooseng_chunk::{Append, Change, ChunkError, ChunkStore, OpenError, StoreOptions};
@@ -406,11 +407,52 @@ fn a_state_file_of_an_earlier_release_is_read_once_and_written_anew() {
     let disk = SimDisk::default();
     drop(open(&disk, &["/data"]));
     let now = state(&disk);
-    assert!(now.starts_with("format 3\nincarnation 1\n") && now.contains("\nchecksum "), "{now}");
+    let begins = "format 4\ncluster test\nchunkserver cs-1\nincarnation 1\n";
+    assert!(now.starts_with(begins) && now.contains("\nchecksum "), "{now}");
     put_state(&disk, "format 1\nincarnation 4\ncustody 6\nepoch 3 9\ndisk disk-1 /data\n");
     let store = open(&disk, &["/data"]);
     assert_eq!((store.incarnation(), store.epoch_of(3)), (5, Epoch(9)));
     let after = state(&disk);
-    let lines = "format 3\nincarnation 5\ncustody 6\nepoch 3 9\ndisk disk-1 /data\nchecksum ";
+    let lines = "format 4\ncluster test\nchunkserver cs-1\nincarnation 5\ncustody 6\nepoch 3 9\ndisk disk-1 /data\nchecksum ";
     assert!(after.starts_with(lines), "{after}");
+}
+
+/// Found by review: a chunkserver that was started with another one's state directory went by that one's epochs, and counted on its starts.
+#[test]
+fn anothers_state_directory_is_refused_and_left_as_it_is() {
+    let disk = SimDisk::default();
+    drop(open(&disk, &["/data"]));
+    let before = state(&disk);
+    for (cluster, chunkserver) in [("test", "cs-2"), ("other", "cs-1")] {
+        let (cluster, chunkserver) = (cluster.to_owned(), chunkserver.to_owned());
+        let says = format!(
+            "the state directory /state is that of chunkserver cs-1 in cluster test, not of chunkserver {chunkserver} in cluster {cluster}: "
+        );
+        let other = StoreOptions { cluster, chunkserver, ..options(&["/data2"]) };
+        let opened = ChunkStore::open(Arc::new(disk.clone()), other, &mut || "d".into());
+        let refused = opened.map(drop).unwrap_err();
+        assert!(matches!(refused, OpenError::Foreign { .. }), "{refused}");
+        let refused = refused.to_string();
+        assert!(refused.starts_with(&says), "{refused}");
+        // Who has renamed it is told what to do.
+        assert!(refused.contains("(mooseng chunkservers drain cs-1)"), "{refused}");
+    }
+    assert_eq!(state(&disk), before);
+    assert!(disk.open(&Path::new("/data2").join(IDENTITY_FILE), OpenMode::ReadOnly).is_err());
+    assert_eq!(open(&disk, &["/data"]).incarnation(), 2);
+}
+
+#[test]
+fn an_earlier_releases_state_file_gets_an_owner_once_a_disk_speaks_for_it() {
+    let disk = SimDisk::default();
+    drop(open(&disk, &["/data"]));
+    // Another chunkserver's, whose disk had the same place.
+    put_state(&disk, "format 2\nincarnation 4\ndisk disk-9 /data\n");
+    let store = open(&disk, &["/data"]);
+    assert!(store.directories()[0].error.contains("should be disk disk-9"), "{:?}", store.directories());
+    drop(store);
+    assert!(!state(&disk).contains("chunkserver"), "{}", state(&disk));
+    put_state(&disk, "format 2\nincarnation 4\ndisk disk-1 /data\n");
+    drop(open(&disk, &["/data"]));
+    assert!(state(&disk).contains("\nchunkserver cs-1\n"), "{}", state(&disk));
 }

@@ -66,6 +66,11 @@ impl Queue {
         }
     }
 
+    /// Whether nothing comes behind `at` any more.
+    fn is_sent(&self, at: u64) -> bool {
+        self.ended && at >= self.upto
+    }
+
     fn forget_first(&mut self) {
         if let Some((_, bytes)) = self.pieces.pop_front() {
             self.bytes -= bytes.len();
@@ -166,7 +171,7 @@ impl Pushes {
         Self { store, blocking, gates, members, metrics, targets: Arc::default() }
     }
 
-    /// Begins to send a chunk on, from its first byte, whether there is one yet or not.
+    /// Begins to send a chunk on, from its first byte, whether there is one yet or not. Of one that is sealed all that there is.
     pub async fn begin(&self, push: Push) -> Result<PushBegun, CallError> {
         let chunk = ChunkId(push.chunk);
         // The first is who it is sent to, and sends it to the others.
@@ -179,8 +184,8 @@ impl Pushes {
             store.see_epoch(chunk.volume().0, epoch)?;
             store.see_custody(custody)?;
             match store.stat(chunk) {
-                Ok(stat) => Ok(stat.length),
-                Err(ChunkError::NotFound { .. }) => Ok(0),
+                Ok(stat) => Ok((stat.length, stat.sealed)),
+                Err(ChunkError::NotFound { .. }) => Ok((0, false)),
                 Err(error) => Err(error),
             }
         };
@@ -208,14 +213,16 @@ impl Pushes {
             Ok(())
         })?;
         // Known before the length is looked at: what is appended between the two is told.
-        let length = {
+        let is_here = {
             let store = self.store.clone();
             self.blocking.run(move || begin(&store)).await
         };
-        match length {
-            Ok(length) => {
+        match is_here {
+            Ok((length, sealed)) => {
                 let mut queue = lock(&target.queue);
                 queue.upto = queue.upto.max(length);
+                // It was told before this was known, or made whole: nobody says so again.
+                queue.ended |= sealed;
             }
             Err(error) => {
                 self.forget(&target);
@@ -345,7 +352,8 @@ impl Pushes {
                 });
                 next_at = end;
             }
-            if flights.is_empty() && lock(&target.queue).ended {
+            // Something may have been appended, and the chunk have ended, since there was nothing to send.
+            if flights.is_empty() && lock(&target.queue).is_sent(next_at) {
                 return Ok(());
             }
             tokio::select! {
@@ -391,5 +399,15 @@ mod tests {
         assert_eq!(queue.next(15, u64::MAX), Some(Err(BULK_BYTES_MAX as u64)));
         assert_eq!(queue.next(15 + (19 << 20), u64::MAX), Some(Ok(piece(1 << 20))));
         assert_eq!((queue.next(15 + (20 << 20), u64::MAX), queue.bytes), (None, 0));
+    }
+
+    /// Found by review: what was appended last, just before the chunk ended, wasn't sent where the sender had looked a moment before.
+    #[test]
+    fn all_is_sent_once_nothing_comes_behind() {
+        let mut queue = Queue::default();
+        assert_eq!((queue.next(0, u64::MAX), queue.is_sent(0)), (None, false));
+        queue.append(0, piece(5));
+        queue.ended = true;
+        assert!(!queue.is_sent(0) && queue.is_sent(5));
     }
 }

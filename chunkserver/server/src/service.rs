@@ -418,7 +418,7 @@ impl ChunkService {
         let follow: Follow = incoming.decode()?;
         self.check(&incoming, follow.chunk, &[])?;
         // An order of its leader and one of the leader before may cross: appends have their turns.
-        let followed = self.pulls.follow(follow, &self.members).await?;
+        let followed = self.pulls.follow(follow, &self.members, &self.order).await?;
         Ok(Answer::of(&followed))
     }
 

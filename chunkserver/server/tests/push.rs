@@ -76,3 +76,19 @@ async fn an_order_that_names_nobody_or_too_many_is_refused() {
         assert_eq!(push(&home, 7, chain).await.unwrap_err().code(), ErrorCode::InvalidRequest);
     }
 }
+
+/// Found by reading: nobody says a second time that a chunk has ended, and so one that had ended before the order came counted as being sent for a minute.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chunk_that_is_sealed_already_is_sent_and_then_done() {
+    let (home, near) = (start("a").await, start("b").await);
+    let client = Caller::client(&home);
+    client.append(append(7, 0, vec![]), &pattern(0, 5_000)).await.unwrap();
+    client.seal(7, 1, 5_000, ticket()).await.unwrap();
+    // To more chains, one after the other, than one chunk is sent to at a time.
+    for n in 0..10 {
+        let chain = vec![member(&format!("b{n}"), near.server.address())];
+        until("it may be sent to another one", || async { push(&home, 7, chain.clone()).await.is_ok() })
+            .await;
+        has(&near, 7, 5_000).await;
+    }
+}

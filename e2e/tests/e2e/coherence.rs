@@ -111,7 +111,7 @@ fn leaders_die(cluster: &DevCluster) -> Result<()> {
         cluster.wait_whole()?;
         let leader = cluster.leader()?;
         cluster.dev("kill", &leader)?;
-        wait_for("another leader", Duration::from_secs(20), || {
+        wait_for("another leader", Duration::from_secs(60), || {
             ensure!(cluster.leader()? != leader, "it is {leader} still, which was killed");
             Ok(())
         })?;
@@ -295,7 +295,7 @@ impl Stoppable {
             command.arg(cluster.client_config()?).arg(&path).stdin(Stdio::null()).stderr(log).spawn()?;
         let mount = Self { daemon, path };
         let device = fs::metadata(cluster.scratch())?.dev();
-        wait_for("the mount", Duration::from_secs(20), || {
+        wait_for("the mount", Duration::from_secs(60), || {
             ensure!(fs::metadata(&mount.path)?.dev() != device, "nothing is mounted yet");
             Ok(())
         })?;

@@ -1,8 +1,9 @@
 //! A host as its administrator sees it: `make install`, mount(8), umount(8), fstab, systemd's units, and a mount whose process is killed.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -11,7 +12,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// How soon whoever keeps the cluster names another process of a mount.
-const NAMED_WITHIN: Duration = Duration::from_secs(30);
+const NAMED_WITHIN: Duration = Duration::from_secs(60);
+/// What takes a moment, on a machine that is busy with other things.
+const SOON: Duration = Duration::from_secs(60);
 
 /// `make install` into a directory, from the binaries that are tested.
 pub fn install(cluster: &DevCluster) -> Result<()> {
@@ -94,14 +97,27 @@ pub fn killed_and_back(cluster: &DevCluster) -> Result<()> {
     let file = tree.join("survives");
     std::fs::write(&file, "before")?;
     std::fs::File::open(&file)?.sync_all()?;
+    let stray = tree.join("stray");
     for round in 0..2 {
         let mut open = std::fs::File::options().read(true).append(true).open(&file)?;
         let pid = cluster.serving(&tree, None, NAMED_WITHIN)?;
         let began = Instant::now();
         kill(Pid::from_raw(pid), Signal::SIGKILL)?;
-        wait_for("the tree to be back", Duration::from_secs(5), || {
-            ensure!(std::fs::read_to_string(&file)? == "before", "other content");
-            Ok(())
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            // Whoever works there all the time does so in a mount, or not at all.
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    let _ = std::fs::create_dir(&stray);
+                    std::thread::yield_now();
+                }
+            });
+            let back = wait_for("the tree to be back", SOON, || {
+                ensure!(std::fs::read_to_string(&file)? == "before", "other content");
+                Ok(())
+            });
+            over.store(true, Ordering::Relaxed);
+            back
         })?;
         println!("    round {round}: back after {:.2} s", began.elapsed().as_secs_f64());
         cluster.serving(&tree, Some(pid), NAMED_WITHIN)?;
@@ -111,6 +127,10 @@ pub fn killed_and_back(cluster: &DevCluster) -> Result<()> {
         let error = open.read(&mut [0; 1]).err().context("a file of the dead mount can be read")?;
         ensure!(error.raw_os_error() == Some(libc::ENOTCONN), "read: {error}");
     }
+    // It may have come too late for the living mount.
+    std::fs::create_dir(&stray)
+        .or_else(|e| if e.kind() == ErrorKind::AlreadyExists { Ok(()) } else { Err(e) })?;
+    std::fs::remove_dir(&stray)?;
     // One mount there, not one above the other.
     let table = std::fs::read_to_string("/proc/self/mounts")?;
     let there = table.lines().filter(|l| l.split(' ').nth(1) == tree.to_str()).count();
@@ -132,14 +152,27 @@ pub fn killed_and_back(cluster: &DevCluster) -> Result<()> {
         supervisors()?
     );
     checked(Command::new("umount").arg(&tree))?;
-    wait_for("its processes to end", Duration::from_secs(10), || {
+    wait_for("its processes to end", SOON, || {
         ensure!(supervisors()? == 0, "{} are left", supervisors()?);
         Ok(())
     })?;
+    if stray.exists() && !mounts_beneath()? {
+        println!("    this kernel can't mount beneath a mount: the directory was bare for a moment");
+        std::fs::remove_dir(&stray)?;
+    }
+    ensure!(!stray.exists(), "the directory under the mount was bare, and written to");
     ensure!(std::fs::read_dir(&tree)?.next().is_none(), "it was mounted again");
     told_to_end(cluster, &tree)?;
     taken_away(cluster, &tree, &supervisors)?;
     gives_up(cluster, &tree, &supervisors)
+}
+
+/// Whether this kernel can put a mount beneath another one: from 6.5 on.
+fn mounts_beneath() -> Result<bool> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    let mut next = || numbers.next().and_then(|number| number.ok()).unwrap_or(0);
+    Ok((next(), next()) >= (6, 5))
 }
 
 /// A configuration that makes no sense any more isn't tried for ever.
@@ -152,7 +185,7 @@ fn gives_up(cluster: &DevCluster, tree: &Path, processes: &dyn Fn() -> Result<us
     let serving = serving_by_device(tree)?;
     std::fs::write(&config, "cluster = ")?;
     kill(Pid::from_raw(serving), Signal::SIGKILL)?;
-    wait_for("the supervisor to give up", Duration::from_secs(40), || {
+    wait_for("the supervisor to give up", Duration::from_secs(120), || {
         ensure!(processes()? == 0, "{} are left", processes()?);
         Ok(())
     })?;
@@ -184,7 +217,7 @@ fn told_to_end(cluster: &DevCluster, tree: &Path) -> Result<()> {
     let mut command = cluster.mooseng(&["mount", "--foreground", "--config"]);
     let mut child =
         command.arg(cluster.client_config()?).arg(tree).stderr(std::process::Stdio::null()).spawn()?;
-    wait_for("the mount", Duration::from_secs(20), || {
+    wait_for("the mount", SOON, || {
         ensure!(tree.join("survives").exists(), "it isn't there");
         Ok(())
     })?;
@@ -202,10 +235,8 @@ fn taken_away(cluster: &DevCluster, tree: &Path, processes: &dyn Fn() -> Result<
     let pid = cluster.serving(tree, None, NAMED_WITHIN)?;
     kill(Pid::from_raw(pid), Signal::SIGKILL)?;
     // The next worker may be just there: then this is an ordinary umount.
-    wait_for("umount", Duration::from_secs(5), || {
-        checked(Command::new("umount").arg("-l").arg(tree)).map(drop)
-    })?;
-    wait_for("its processes to end", Duration::from_secs(30), || {
+    wait_for("umount", SOON, || checked(Command::new("umount").arg("-l").arg(tree)).map(drop))?;
+    wait_for("its processes to end", SOON, || {
         ensure!(processes()? == 0, "{} are left", processes()?);
         Ok(())
     })?;

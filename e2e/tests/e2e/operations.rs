@@ -153,7 +153,7 @@ fn lose_the_disk(cluster: &DevCluster) -> Result<()> {
     cluster.dev("kill", LOST)?;
     empty_dir(&cluster.process(LOST)?.state_dir)?;
     cluster.dev("start", LOST)?;
-    wait_for("status to say that its log is lost", Duration::from_secs(20), || {
+    wait_for("status to say that its log is lost", Duration::from_secs(60), || {
         let status = cluster.status()?;
         let findings = status["findings"].as_array().cloned().unwrap_or_default();
         let found = findings.iter().find(|f| f["code"] == "MASTER_FAILED").context("no finding")?;
@@ -199,6 +199,7 @@ fn replace(cluster: &DevCluster) -> Result<()> {
     };
     add("4", LOST)(&with_plan)?;
     add("4", "master-1")(&|args| refused(cluster, &[args, &["--plan"]].concat(), 1, "is master-1"))?;
+    add("5", LOST)(&|args| refused(cluster, &[args, &["--plan"]].concat(), 1, "has the id 4"))?;
     let began = Instant::now();
     add("4", LOST)(&|args| {
         let told = asked(cluster, args)?;
@@ -207,7 +208,7 @@ fn replace(cluster: &DevCluster) -> Result<()> {
     })?;
     println!("    added after {:.2} s", began.elapsed().as_secs_f64());
     cluster.wait_whole()?;
-    wait_for("the verdict", Duration::from_secs(20), || {
+    wait_for("the verdict", Duration::from_secs(60), || {
         let verdict = cluster.status()?["verdict"].clone();
         ensure!(verdict["level"] == "ok", "{verdict}");
         Ok(())
@@ -225,8 +226,13 @@ fn listed(cluster: &DevCluster, under: &str) -> Result<Vec<serde_json::Value>> {
 fn trash(cluster: &DevCluster, data: &[u8]) -> Result<()> {
     let chunks = || -> Result<u64> { Ok(cluster.status()?["chunks"].as_u64().unwrap_or(0)) };
     // The scan counts, so it must have seen what was written before.
-    std::thread::sleep(Duration::from_secs(5));
-    let before_all = chunks()?;
+    let mut before_all = chunks()?;
+    wait_for("the count of chunks to stay as it is", Duration::from_secs(120), || {
+        std::thread::sleep(Duration::from_secs(6));
+        let was = std::mem::replace(&mut before_all, chunks()?);
+        ensure!(was == before_all, "{was} chunks became {before_all}");
+        Ok(())
+    })?;
     let (dir, second) = (cluster.mount().join("precious"), cluster.scratch().join("second"));
     std::fs::create_dir(&second)?;
     checked(cluster.mooseng(&["mount", "--config"]).arg(cluster.client_config()?).arg(&second))?;
@@ -341,7 +347,7 @@ fn quota(cluster: &DevCluster) -> Result<()> {
         ensure!(quota["state"] == "enforced", "{quota}");
         Ok(quota)
     };
-    wait_for("the directory to be counted", Duration::from_secs(30), || enforced().map(drop))?;
+    wait_for("the directory to be counted", Duration::from_secs(60), || enforced().map(drop))?;
     let counted = enforced()?;
     ensure!(counted["bytes"] == MIB && counted["inodes"] == 4, "{counted}");
     ensure!(counted["path"] == "/limited", "{counted}");
@@ -406,7 +412,7 @@ fn quota(cluster: &DevCluster) -> Result<()> {
     ensure!(user["bytes_max"] == 2 * MIB, "{user}");
     asked(cluster, &["quota", "clear", "--user", "4242"])?;
     asked(cluster, &["quota", "clear", "/limited"])?;
-    wait_for("the quota to be gone", Duration::from_secs(30), || {
+    wait_for("the quota to be gone", Duration::from_secs(60), || {
         let list = asked(cluster, &["quota", "list"])?;
         ensure!(list.trim() == "There are no quotas in the root volume.", "{list}");
         Ok(())
@@ -488,7 +494,7 @@ fn revoke(cluster: &DevCluster) -> Result<()> {
     ensure!(lacking.contains("chunkserver/chunkserver-3 lacks the list"), "{lacking}");
     // Names that nobody has looked up: what is cached and promised may be shown for as long as the lease lasts.
     let mut n = 0;
-    wait_for("its operations to fail", Duration::from_secs(25), || {
+    wait_for("its operations to fail", Duration::from_secs(60), || {
         n += 1;
         ensure!(std::fs::write(mount.join(format!("new-{n}")), "x").is_err(), "it still writes");
         Ok(())
@@ -525,13 +531,13 @@ fn other_list(cluster: &DevCluster) -> Result<()> {
         let codes = findings.iter().filter(|f| f["code"] == "REVOCATIONS_DIFFER");
         Ok(codes.map(|f| f["subject"].to_string()).collect())
     };
-    wait_for("the finding", Duration::from_secs(30), || {
+    wait_for("the finding", Duration::from_secs(60), || {
         let found = differ()?;
         ensure!(found.len() == 1 && found[0].contains(name), "{found:?}");
         Ok(())
     })?;
     std::fs::copy(cluster.dir().join("pki/revocations.txt"), &own)?;
-    wait_for("the finding to go", Duration::from_secs(30), || {
+    wait_for("the finding to go", Duration::from_secs(60), || {
         let found = differ()?;
         ensure!(found.is_empty(), "{found:?}");
         Ok(())

@@ -91,8 +91,8 @@ fn run() -> Result<()> {
         for name in ["master-2", "master-3"] {
             cluster.dev("start", name)?;
         }
-        becomes(&cluster, "master-1", true, Duration::from_secs(20))?;
-        becomes(&cluster, "client-1", true, Duration::from_secs(20))?;
+        becomes(&cluster, "master-1", true, Duration::from_secs(60))?;
+        becomes(&cluster, "client-1", true, Duration::from_secs(60))?;
         for root in [&short, &cluster.mount()] {
             ensure!(std::fs::read_to_string(root.join("kept"))? == "kept", "other content");
         }

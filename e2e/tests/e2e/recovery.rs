@@ -76,7 +76,7 @@ pub fn majority_lost(cluster: &DevCluster, whole: &dyn Fn() -> Result<()>) -> Re
     let began = Instant::now();
     cluster.dev("start", &left)?;
     // The same mount, and the same chunkservers: to them it is their region.
-    wait_for("the mount to go on", Duration::from_secs(30), || {
+    wait_for("the mount to go on", Duration::from_secs(60), || {
         ensure!(std::fs::read_to_string(&acknowledged)? == "by a majority", "other content");
         Ok(())
     })?;
@@ -176,7 +176,7 @@ pub fn from_a_dump(cluster: &DevCluster, whole: &dyn Fn() -> Result<()>) -> Resu
     let output = load(&file)?;
     ensure!(output.status.success(), "{output:?}");
     cluster.dev("start", first)?;
-    wait_for("the mount to go on", Duration::from_secs(30), || {
+    wait_for("the mount to go on", Duration::from_secs(60), || {
         ensure!(std::fs::read_to_string(cluster.mount().join("dumped"))? == "in the dump", "other content");
         Ok(())
     })?;
@@ -194,7 +194,7 @@ fn comes_back(cluster: &DevCluster, name: &str, disk: &Path) -> Result<()> {
     checked(Command::new("cp").arg("-aT").arg(disk).arg(&dir))?;
     // It may end before `start` has seen it.
     let _ = cluster.dev("start", name);
-    wait_for("the old master to end", Duration::from_secs(20), || {
+    wait_for("the old master to end", Duration::from_secs(60), || {
         ensure!(cluster.process(name)?.pid.is_none(), "it runs");
         Ok(())
     })?;

@@ -216,8 +216,12 @@ impl Needs {
     /// What to fetch next: what holds the completeness back first. Not those that are `busy`.
     pub fn next(&self, busy: impl Fn(ChunkId) -> bool) -> Option<(ChunkId, u64)> {
         let chunk = self.first.iter().map(|(_, chunk)| *chunk).find(|chunk| !busy(*chunk))?;
-        let upto = self.chunks.get(&chunk)?.back()?.upto;
-        Some((chunk, upto))
+        Some((chunk, self.wanted(chunk)?))
+    }
+
+    /// Up to where bytes of a chunk are waited for, if some are.
+    pub fn wanted(&self, chunk: ChunkId) -> Option<u64> {
+        self.chunks.get(&chunk)?.back().map(|last| last.upto)
     }
 
     /// A reader missed bytes of a chunk up to there: [`Self::next_awaited`] picks it, whether an entry that was looked at names it or not.
@@ -234,7 +238,7 @@ impl Needs {
     pub fn next_awaited(&mut self, busy: impl Fn(ChunkId) -> bool) -> Option<(ChunkId, u64)> {
         let place = self.awaited.iter().position(|(chunk, _)| !busy(*chunk))?;
         let (chunk, wanted) = self.awaited.remove(place)?;
-        let named = self.chunks.get(&chunk).and_then(VecDeque::back).map_or(0, |last| last.upto);
+        let named = self.wanted(chunk).unwrap_or(0);
         Some((chunk, wanted.max(named)))
     }
 }
@@ -372,6 +376,7 @@ mod tests {
         needs.note(place(4), [(ChunkId(9), 8), (ChunkId(1), 4)], []);
         assert_eq!(needs.next(|_| false), Some((ChunkId(9), 8)));
         assert_eq!(needs.next(|chunk| chunk == ChunkId(9)), Some((ChunkId(1), 5)));
+        assert_eq!((needs.wanted(ChunkId(9)), needs.wanted(ChunkId(2))), (Some(8), None));
         needs.met(ChunkId(9), 4);
         // What is named up to 5 at once may be two runs of a file.
         assert!(needs.lacks(ChunkId(9), 5) && !needs.lacks(ChunkId(9), 4) && !needs.lacks(ChunkId(2), 4));

@@ -15,6 +15,7 @@
 mod answers;
 mod calls;
 pub mod codec;
+mod deferring;
 mod flushing;
 mod leading;
 pub mod lease;

@@ -26,6 +26,7 @@ use tokio::sync::watch;
 
 use crate::calls::Calls;
 use crate::codec::{self, RaftLogId};
+use crate::deferring::{self, Deferring};
 use crate::flushing::Flushing;
 use crate::lease::Acknowledged;
 use crate::lineage::{Line, Lineage};
@@ -100,6 +101,10 @@ pub(crate) struct Peers {
     pub flushing: Flushing,
     /// How soon after an acknowledged append one without entries is left out.
     pub quiet: Duration,
+    /// Which followers a commit needs.
+    pub deferring: Arc<Mutex<Deferring>>,
+    /// How long the others' entries wait at most.
+    pub defer: Duration,
 }
 
 /// What a member knows of its group, once openraft has started.
@@ -125,6 +130,8 @@ impl RaftNetworkFactory<TypeConfig> for Peers {
             room: self.room.clone(),
             flushing: self.flushing.clone(),
             quiet: self.quiet,
+            deferring: self.deferring.clone(),
+            defer: self.defer,
             acknowledged_last: None,
         }
     }
@@ -148,6 +155,8 @@ pub(crate) struct PeerLink {
     room: Arc<Room>,
     flushing: Flushing,
     quiet: Duration,
+    deferring: Arc<Mutex<Deferring>>,
+    defer: Duration,
     /// When the last append was sent that the peer acknowledged, under which vote, and where its log ended then.
     acknowledged_last: Option<(BootTime, Vote<u64>, Option<RaftLogId>)>,
 }
@@ -185,6 +194,10 @@ impl RaftNetwork<TypeConfig> for PeerLink {
         if self.says_nothing_new(&rpc) {
             return Ok(AppendEntriesResponse::Success);
         }
+        // openraft gives up on the whole call in time, and with it what is learned from it here: the call itself is over before.
+        let begun = tokio::time::Instant::now();
+        self.let_others_go_first(&rpc).await;
+        let within = option.hard_ttl().saturating_sub(begun.elapsed());
         let commit = self.committed_for_good(rpc.leader_commit);
         let message = wire::AppendEntries {
             group: self.word(),
@@ -199,9 +212,10 @@ impl RaftNetwork<TypeConfig> for PeerLink {
         let sent = self.clock.boot();
         // An append is a part of the trace of its first entry that has one; the call carries it.
         let context = self.flushing.traced().context(rpc.entries.iter().map(|entry| entry.log_id));
-        let asked = self.link.request(Calls::of(self.group).append, &message, option.hard_ttl());
+        let asked = self.link.request(Calls::of(self.group).append, &message, within);
         let answered: Result<wire::AppendAnswer, CallFailure> = TRACE.scope(context, asked).await;
         self.tell_of(&answered);
+        self.learn_of(&rpc, &answered, self.clock.boot().since(sent));
         let answer = answered.map_err(|f| self.refused(f))?;
         self.room.tell(self.target, answer.short_of_room, self.clock.boot());
         use wire::append_answer::Outcome;
@@ -313,6 +327,43 @@ impl PeerLink {
         rpc.entries.is_empty()
             && (*vote, *last) == (rpc.vote, rpc.prev_log_id)
             && self.clock.boot().since(*sent) < self.quiet
+    }
+
+    /// Keeps entries back that others acknowledge meanwhile; see [`Deferring`].
+    async fn let_others_go_first(&self, rpc: &AppendEntriesRequest<TypeConfig>) {
+        let Some(last) = rpc.entries.last().filter(|_| !self.defer.is_zero()) else { return };
+        let Some(metrics) = self.metrics.get() else { return };
+        let (voters, newest) = {
+            let metrics = metrics.borrow();
+            (metrics.membership_config.membership().get_joint_config().clone(), metrics.last_log_index)
+        };
+        if !deferring::keeps_up(newest, last.log_id.index) {
+            return;
+        }
+        let term = rpc.vote.leader_id.term;
+        let patience = lock(&self.deferring).patience(term, self.id, self.target, &voters, self.defer);
+        let Some(patience) = patience else { return };
+        tokio::time::sleep(patience).await;
+        if lock(&self.deferring).have(term, last.log_id.index) {
+            tokio::time::sleep(self.defer - patience).await;
+        }
+    }
+
+    fn learn_of(
+        &self,
+        rpc: &AppendEntriesRequest<TypeConfig>,
+        answered: &Result<wire::AppendAnswer, CallFailure>,
+        took: Duration,
+    ) {
+        let term = rpc.vote.leader_id.term;
+        match answered.as_ref().map(|answer| &answer.outcome) {
+            Ok(Some(wire::append_answer::Outcome::Success(_))) => {
+                if let Some(last) = rpc.entries.last() {
+                    lock(&self.deferring).answered(term, self.target, last.log_id.index, took);
+                }
+            }
+            _ => lock(&self.deferring).failed(term, self.target),
+        }
     }
 
     /// What is committed although openraft counts entries of this member that aren't flushed yet.

@@ -214,6 +214,8 @@ impl RaftNode {
             room: room.clone(),
             flushing,
             quiet: if own.tells_commits { Duration::ZERO } else { own.timings.heartbeat / 2 },
+            deferring: Arc::default(),
+            defer: own.defer,
         };
         let raft = Raft::new(own.id, config(&own)?, peers, log, machine).await;
         let raft = raft.map_err(|e| RaftError::Refused(e.to_string()))?;

@@ -68,6 +68,8 @@ pub struct RaftConfig {
     /// Followers hear at once of what was committed, and not with the next append or heartbeat: what they do about it may not wait for that. It costs an append
     /// behind each commit, for whose answer the next entries wait.
     pub tells_commits: bool,
+    /// How long entries wait at most for which a commit doesn't need this follower's answer; zero for not at all.
+    pub defer: Duration,
     /// Hears of what comes into this member's log.
     pub on_append: Option<OnAppend>,
 }
@@ -103,6 +105,7 @@ impl RaftConfig {
             log_bytes_max: 256 << 20,
             log_bytes_kept: 64 << 20,
             tells_commits: false,
+            defer: Duration::from_millis(5),
             on_append: None,
         }
     }

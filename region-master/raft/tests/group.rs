@@ -76,6 +76,44 @@ async fn empty(group: &Group) {
     }
 }
 
+/// Of two followers one is enough for a commit. The other one hears of many entries at once, and yet of all of them; and once the first is silent nothing waits for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whom_no_commit_needs_hears_of_many_entries_at_once() {
+    let group = Group::new(3).await;
+    let put = async |n: u32| group.put(&format!("k{n}"), "v").await;
+    for n in 0..20 {
+        put(n).await;
+    }
+    let counted = || group.appends.lock().unwrap().clone();
+    let mut rounds = Vec::new();
+    let first = loop {
+        let (leader, before) = (group.leader().await, counted());
+        for n in 20..320 {
+            put(n).await;
+        }
+        let after = counted();
+        let mut appends: Vec<(usize, u64)> = (1..=3)
+            .filter(|id| *id != leader)
+            .map(|id| (after[&id] - before.get(&id).copied().unwrap_or(0), id))
+            .collect();
+        appends.sort_unstable();
+        let [(few, _), (many, first)] = appends[..] else { panic!("{appends:?}") };
+        if few * 2 < many && group.leader().await == leader {
+            break first;
+        }
+        // A machine with much else to do may be too slow for it for a while, or have the two change places in the middle.
+        rounds.push(appends);
+        assert!(rounds.len() < 10, "both hear of each entry: {rounds:?}");
+    };
+    group.converge().await;
+    group.deaf.lock().unwrap().insert(first);
+    for n in 320..420 {
+        put(n).await;
+    }
+    group.deaf.lock().unwrap().remove(&first);
+    group.converge().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn random_histories_are_serializable_while_leaders_change_and_power_fails() {
     let group = Group::new(3).await;

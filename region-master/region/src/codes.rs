@@ -72,7 +72,7 @@ codes! {
     CHUNKS_UNAVAILABLE, Critical,
         "Chunks have no reachable copy: reads of the files that use them wait.",
         "All chunkservers that hold these chunks are down, or their disks failed.",
-        "Start the chunkservers that hold them. If their disks are lost, restore from a copy elsewhere; `mooseng info PATH` names the chunkservers.";
+        "Start the chunkservers that hold them; `mooseng info PATH` names these. If their disks are lost, what another region has of the volume is fetched from there by itself; restore the rest from a copy elsewhere.";
     CHUNKSERVER_DOWN, Warning,
         "A chunkserver sends no heartbeats.",
         "Its process or machine is down, the network between it and the master is cut, or its certificate is refused.",

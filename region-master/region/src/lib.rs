@@ -12,7 +12,7 @@
 //! - [`rewrite`]: which chunks of which little is still used, or that are small, are made into a new one.
 //! - [`destage`], [`pack`]: which files' inline data is moved into chunks; [`leave`], [`join`]: which files' extents go elsewhere.
 //! - [`seal`]: at which length a broken chunk is sealed, and which copies it keeps.
-//! - [`shipping`]: what of a volume's log another region is sent next; [`kept`]: how much of it is kept.
+//! - [`shipping`]: what of a volume's log another region is sent next; [`kept`]: how much of it is kept. [`fetching`]: which chunks are fetched from there first.
 //! - [`sync_set`]: who is in a `geo` volume's sync set; [`lag`]: whether writers of a `region` volume wait for other regions.
 //! - [`wall`]: what a wall clock that is set forward may not do.
 //! - [`letting_go`]: when what a region has of a volume goes that it was taken out of, and which copies the volume's home can do without.
@@ -30,6 +30,7 @@ pub mod codes;
 pub mod debts;
 pub mod destage;
 pub mod events;
+pub mod fetching;
 pub mod findings;
 pub mod join;
 pub mod kept;

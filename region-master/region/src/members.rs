@@ -16,6 +16,20 @@ pub struct Member {
 /// Why a change of members makes no sense.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Senseless {
+    /// Who is to be added can't be told from others, or not be reached.
+    #[error("a member to add needs an id from 1, a name and an address")]
+    Incomplete,
+    /// Two that are to be added would be one.
+    #[error("two masters that are to be added have the id {0}")]
+    Twice(u64),
+    /// The master at that address goes by another id.
+    #[error("the master there has the id {own}, and not {id}")]
+    OtherThere {
+        /// The id under which it is to be added.
+        id: u64,
+        /// The one that it has.
+        own: u64,
+    },
     /// Nobody is taken out who isn't there.
     #[error("there is no master {0} in the group")]
     NoMember(u64),
@@ -47,6 +61,26 @@ pub enum Senseless {
     /// Nobody would be left.
     #[error("a group needs at least one master")]
     NoneLeft,
+}
+
+/// Those that are to be added, by their ids.
+pub fn to_add(named: impl IntoIterator<Item = (u64, Member)>) -> Result<BTreeMap<u64, Member>, Senseless> {
+    let mut add = BTreeMap::new();
+    for (id, member) in named {
+        if id == 0 || member.name.is_empty() || member.address.is_empty() {
+            return Err(Senseless::Incomplete);
+        }
+        if add.insert(id, member).is_some() {
+            return Err(Senseless::Twice(id));
+        }
+    }
+    Ok(add)
+}
+
+/// Whether a master that says that `own` is its id can be added under `id`: its log is that of a member with its own one, and calls for another it refuses.
+/// 0 where it doesn't say.
+pub fn answers_as(id: u64, own: u64) -> Result<(), Senseless> {
+    if own == 0 || own == id { Ok(()) } else { Err(Senseless::OtherThere { id, own }) }
 }
 
 /// Who votes after a change: refused is one that would give one master two voices, that names somebody who isn't there, or that leaves nobody.
@@ -121,6 +155,20 @@ mod tests {
         let at_its_address = BTreeMap::from([(4, Member { address: "h2:1".into(), ..member(4) })]);
         assert!(after(&at_its_address, &[]).unwrap_err().contains("master 2 is m2 at h2:1 already"));
         assert_eq!(after(&at_its_address, &[2]), Ok(set(&[1, 3, 4])), "it takes its place");
+    }
+
+    #[test]
+    fn who_is_to_be_added_has_an_id_of_its_own() {
+        assert_eq!(to_add(of(&[4, 5])), Ok(of(&[4, 5])));
+        let nameless = Member { name: String::new(), ..member(4) };
+        let nowhere = Member { address: String::new(), ..member(4) };
+        for wrong in [(0, member(4)), (4, nameless), (4, nowhere)] {
+            assert_eq!(to_add([wrong.clone()]), Err(Senseless::Incomplete), "{wrong:?}");
+        }
+        assert_eq!(to_add([(4, member(4)), (4, member(5))]), Err(Senseless::Twice(4)));
+        assert_eq!((answers_as(4, 4), answers_as(4, 0)), (Ok(()), Ok(())));
+        let other = answers_as(4, 5).unwrap_err().to_string();
+        assert_eq!(other, "the master there has the id 5, and not 4");
     }
 
     #[test]

@@ -194,6 +194,8 @@ pub struct RaftConfig {
     pub entries_between_snapshots: u64,
     /// Bytes of one file of the log.
     pub segment_bytes: u64,
+    /// Followers whose answer no commit needs hear of entries up to so much later, and of many at once; 0 for at once. Only where followers answer much sooner than that.
+    pub defer_ms: u64,
 }
 
 impl Default for RaftConfig {
@@ -205,6 +207,7 @@ impl Default for RaftConfig {
             entries_kept: 5_000,
             entries_between_snapshots: 10_000,
             segment_bytes: 16 << 20,
+            defer_ms: 5,
         }
     }
 }
@@ -529,6 +532,10 @@ impl MasterConfig {
         }
         if raft.election_max_ms <= raft.election_min_ms {
             return Err(wrong("raft.election_max_ms", "it must be more than raft.election_min_ms"));
+        }
+        // A heartbeat may wait behind what is kept back.
+        if raft.defer_ms > raft.heartbeat_ms / 2 {
+            return Err(wrong("raft.defer_ms", "it must be at most half of raft.heartbeat_ms; 5 is usual"));
         }
         Ok(())
     }

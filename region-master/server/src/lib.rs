@@ -25,6 +25,7 @@
 //! - [`geo`]: volumes that other regions have, too.
 //! - [`seals`], [`places`], [`tickets`], [`ids`], [`records`]: chunks' ends, their addresses and tickets, fresh ids, own transactions.
 //! - [`own`]: changes of the master's own that pass the gate. [`fsck`]: the check of the whole store.
+//! - [`owner`]: whose directory a log lies in.
 //! - [`dump`]: the whole store as a file, and a region that begins with one.
 //! - [`recover`]: a region goes on from the one master's disk that is left.
 //! - [`errors`]: what callers are told. [`metrics`]: figures. [`events`]: what happened, in a journal.
@@ -52,6 +53,7 @@ pub mod locks;
 pub mod master;
 pub mod metrics;
 pub mod own;
+pub mod owner;
 pub mod places;
 pub mod promises;
 pub mod quotas;

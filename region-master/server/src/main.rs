@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 use mooseng_embedded::{Base, FjallBase};
-use mooseng_master::{MasterConfig, MasterServer, Ports, StartError, dump, global, recover};
+use mooseng_master::{MasterConfig, MasterServer, Ports, StartError, dump, global, owner, recover};
 use mooseng_otlp::{Otlp, OtlpConfig, Who};
 use mooseng_ports::clock::OsClock;
 use mooseng_ports::disk::lock;
@@ -32,7 +32,7 @@ struct Arguments {
     /// The configuration file (TOML).
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Checks the configuration and the certificates that it names, and exits.
+    /// Checks the configuration, the certificates that it names, and that no other master's log lies in its state_dir, and exits.
     #[arg(long)]
     check_config: bool,
     /// Prints the configuration with its defaults and exits.
@@ -196,7 +196,9 @@ fn recover_region(config: MasterConfig, asked: &Recover) -> anyhow::Result<()> {
 fn check(config: &MasterConfig) -> anyhow::Result<()> {
     config.log.check().context("the setting `log` is wrong")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async { network(config).map(drop) })
+    runtime.block_on(async { network(config).map(drop) })?;
+    owner::check(&OsDisk, config)?;
+    Ok(())
 }
 
 /// The network under the files that the configuration names, if they are those of this master in this cluster.
@@ -239,6 +241,8 @@ async fn run(config: MasterConfig) -> anyhow::Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let http = config.http_listen.clone();
     let _lock = lock(&config.state_dir)?;
+    // Opening another one's store would already mend what a crash has left in it.
+    owner::check(&OsDisk, &config)?;
     let directory = config.state_dir.join("store");
     let base = FjallBase::open(&directory).with_context(|| {
         format!("the metadata store below state_dir = {:?} can't be opened", config.state_dir)

@@ -18,6 +18,7 @@ use mooseng_wire::method::Method;
 use mooseng_wire::session::{Renew, Renewed};
 
 use crate::config::MasterConfig;
+use crate::owner::{self, OwnerError};
 
 /// How long a master may take to show that it is alive.
 const ALIVE_WITHIN: Duration = Duration::from_secs(3);
@@ -60,6 +61,8 @@ pub enum Refused {
     )]
     Clock { now: String, what: &'static str, then: String },
     #[error(transparent)]
+    Owner(#[from] OwnerError),
+    #[error(transparent)]
     Recover(#[from] RecoverError),
     #[error(transparent)]
     Log(#[from] WalError),
@@ -88,6 +91,7 @@ pub struct Disks {
 impl Disks {
     /// Opens it. Nothing is changed but what any start mends (a torn end of the log).
     pub fn open(config: &MasterConfig, disk: Arc<dyn Disk>) -> Result<Self, Refused> {
+        owner::check(&*disk, config)?;
         let dir = config.state_dir.join("raft");
         let names = std::fs::read_dir(&dir).map_err(|_| Refused::Nothing(dir.clone()))?;
         let segments = names.flatten().filter(|n| n.path().extension().is_some_and(|e| e == "wal"));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mooseng_raft::{Member, RaftError};
-use mooseng_region::placement;
+use mooseng_region::{members, placement};
 use mooseng_transport::grpc::administration_server::Administration;
 use mooseng_transport::grpc::registry_server::Registry;
 use mooseng_transport::{peer_of, trace};
@@ -645,16 +645,14 @@ impl Administration for Rpc {
     ) -> Result<Response<ChangeMembersReply>, Status> {
         let who = self.allow(&request, &[Role::Admin, Role::Master])?;
         let request = request.into_inner();
-        let mut add = BTreeMap::new();
-        for member in request.add {
-            if member.id == 0 || member.address.is_empty() || member.name.is_empty() {
-                return Err(Status::invalid_argument(
-                    "a member to add needs an id from 1, a name and an address",
-                ));
-            }
-            let node = Member { name: member.name, address: member.address, zone: member.zone };
-            add.insert(member.id, node);
-        }
+        let named = request.add.into_iter().map(|m| {
+            let MemberToAdd { id, name, address, zone } = m;
+            (id, members::Member { name, address, zone })
+        });
+        let add = members::to_add(named).map_err(|why| Status::invalid_argument(why.to_string()))?;
+        let node =
+            |(id, m): (u64, members::Member)| (id, Member { name: m.name, address: m.address, zone: m.zone });
+        let add: BTreeMap<u64, Member> = add.into_iter().map(node).collect();
         let remove: BTreeSet<u64> = request.remove.into_iter().collect();
         tracing::info!(who, ?add, ?remove, "the members are to change");
         // The change goes on where the caller gives up: half a change of members helps nobody.

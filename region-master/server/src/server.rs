@@ -30,6 +30,7 @@ use crate::global::{self, Global, GlobalPorts};
 use crate::kept::Kept;
 use crate::master::{Master, Parts};
 use crate::metrics::Metrics;
+use crate::owner::{self, OwnerError};
 use crate::rpc::Rpc;
 use crate::service::MasterService;
 use crate::{credentials, events, lead, locks, promises, revocations, room, seals, status};
@@ -75,6 +76,9 @@ pub enum StartError {
         /// Who the configuration says we are.
         expected: String,
     },
+    /// What lies in the directory is another master's.
+    #[error(transparent)]
+    Owner(#[from] OwnerError),
     /// The metadata store can't be opened.
     #[error("the metadata store below `state_dir` can't be opened: {0}")]
     Store(#[from] BaseError),
@@ -142,6 +146,7 @@ impl MasterServer {
         identity(&config, &*network)?;
         let raft_dir = config.state_dir.join("raft");
         make_dir(&*disk, &raft_dir)?;
+        owner::check(&*disk, &config)?;
         let listen = |source| StartError::Listen { address: config.listen.clone(), source };
         let listener = network.listen(&config.listen).await.map_err(listen)?;
         let address = if config.advertise.is_empty() || config.advertise.ends_with(":0") {
@@ -159,6 +164,8 @@ impl MasterServer {
             Ok::<_, BaseError>(store)
         };
         let store = blocking.run(opening).await?;
+        // Not before: whoever corrects what was refused until here finds a directory that is nobody's still.
+        owner::claim(&*disk, &config)?;
         let node = NodeConfig {
             timings: Timings {
                 heartbeat: Duration::from_millis(config.raft.heartbeat_ms),
@@ -168,6 +175,7 @@ impl MasterServer {
             wal: WalOptions { segment_bytes: config.raft.segment_bytes, ..WalOptions::default() },
             entries_kept: config.raft.entries_kept,
             entries_between_snapshots: config.raft.entries_between_snapshots,
+            defer: Duration::from_millis(config.raft.defer_ms),
             ..NodeConfig::new(config.id, &config.name, &address, &config.zone, raft_dir)
         };
         let global = match global_base.filter(|_| config.global.is_some()) {

@@ -100,6 +100,7 @@ pub fn of(master: &Master) -> StatusReply {
         min_copies_least: Some(least),
         commit_version: master.store.applied_version().0,
         witness: master.global.as_ref().is_some_and(|global| global.is_witness()),
+        answers: master.config.id,
     }
 }
 

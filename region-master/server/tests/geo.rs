@@ -10,6 +10,8 @@ mod common;
 mod differs;
 #[path = "geo/elsewhere.rs"]
 mod elsewhere;
+#[path = "geo/fetched.rs"]
+mod fetched;
 #[path = "geo/giving_up.rs"]
 mod giving_up;
 #[path = "geo/joins.rs"]
@@ -86,34 +88,35 @@ fn lookup(name: &str) -> FsRequest {
     FsRequest { caller, op: Some(Op::Lookup(Lookup { parent: 1, name: name.as_bytes().to_vec().into() })) }
 }
 
+/// Asks the home for something. The session is opened anew where its lease ran out before: it lasts a second here, a client renews nothing by itself, and a
+/// home that has just begun, or a busy machine, may take longer than that.
+async fn asked(home: &Client, method: Method, number: u64, oldest_unanswered: u64, op: Op) -> Response {
+    let deadline = tokio::time::Instant::now() + common::WAIT;
+    loop {
+        let request = Request { oldest_unanswered, ..home.request(number, op.clone()).await };
+        match home.call(method, &request).await {
+            Err((ErrorCode::SessionExpired, _)) if tokio::time::Instant::now() < deadline => {
+                home.open(&[]).await.unwrap();
+            }
+            answered => return answered.unwrap(),
+        }
+    }
+}
+
 /// Makes a change at the home; answers up to where of the log its answer may show.
 async fn change(home: &Client, op: Op) -> Place {
-    let mut tried = 0;
-    let response: Response = loop {
-        // It renews nothing by itself, and a home that has just begun may wait for others longer than a lease lasts here.
-        home.open(&[]).await.unwrap();
-        let number = home.number.fetch_add(1, std::sync::atomic::Ordering::SeqCst) + 1;
-        let request = Request { oldest_unanswered: number, ..home.request(number, op.clone()).await };
-        match home.call(Method::FsChange, &request).await {
-            Err((ErrorCode::SessionExpired, _)) if tried < 5 => tried += 1,
-            answered => break answered.unwrap(),
-        }
-    };
+    home.open(&[]).await.unwrap();
+    let number = home.number.fetch_add(1, std::sync::atomic::Ordering::SeqCst) + 1;
+    let response = asked(home, Method::FsChange, number, number, op).await;
     let reply = response.reply.unwrap().reply.unwrap();
     assert!(!matches!(reply, Reply::Errno(_)), "{reply:?}");
     assert!(response.log_epoch > 0 && response.log_version > 0);
     Place { epoch: response.log_epoch, version: response.log_version }
 }
 
-/// Reads at the home. A lease lasts a second here, which a busy machine may take for less: then the session is opened anew.
+/// Reads at the home.
 async fn read_home(home: &Client, op: Op) -> Reply {
-    for _ in 0..5 {
-        match home.read(op.clone()).await {
-            Err((ErrorCode::SessionExpired, _)) => drop(home.open(&[]).await.unwrap()),
-            answered => return answered.unwrap(),
-        }
-    }
-    panic!("its session lapses again and again before it is answered");
+    asked(home, Method::FsRead, 0, 1, op).await.reply.unwrap().reply.unwrap()
 }
 
 /// Looks a name up in a replica, which must have come so far.
@@ -365,11 +368,11 @@ async fn a_lost_home_is_followed_and_a_home_that_comes_back_follows() {
     // The session goes on where it was: a change that was answered before is answered so again, and not done anew.
     *there.session.lock().await = session;
     there.open(&[]).await.unwrap();
-    let Ok(Reply::Entry(again)) = there.change_as(10, mkdir("d9")).await else { panic!("it was done") };
+    let again = asked(&there, Method::FsChange, 10, 1, mkdir("d9")).await.reply.unwrap();
+    let Some(Reply::Entry(again)) = again.reply else { panic!("it was done") };
     assert!(again.attr.is_some());
     there.number.store(10, std::sync::atomic::Ordering::SeqCst);
-    let request = Request { oldest_unanswered: 11, ..there.request(11, mkdir("e0")).await };
-    let response: Response = there.call(Method::FsChange, &request).await.unwrap();
+    let response = asked(&there, Method::FsChange, 11, 11, mkdir("e0")).await;
     let Some(Reply::Entry(made)) = response.reply.unwrap().reply else { panic!("it is made") };
     assert!(made.attr.unwrap().inode > u64::from(u32::MAX), "ids of a later home are others");
     assert_eq!(response.log_epoch, 2);

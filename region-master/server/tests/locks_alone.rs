@@ -27,6 +27,8 @@ use rand::{Rng, SeedableRng};
 
 /// Linux' EAGAIN.
 const EAGAIN: u32 = 11;
+/// Linux' EDEADLK.
+const EDEADLK: i32 = 35;
 /// Linux' O_RDWR.
 const READ_WRITE: i32 = 0o2;
 
@@ -404,4 +406,84 @@ async fn who_waited_at_the_region_has_the_lock_alone_on_its_own_host_too() {
     })
     .await;
     fs.close().await;
+}
+
+fn whole(handle: HandleId, owner: u64) -> LockRequest {
+    LockRequest { handle, kind: LockKind::Range, owner, start: 0, end: u64::MAX, exclusive: true, pid: 1 }
+}
+
+/// Takes a lock that the mount gives by itself.
+async fn lock_alone(fs: &FileSystem, request: LockRequest) {
+    until("a lock is given by the mount", async || {
+        let given = fs.status().locks_alone;
+        assert!(heard(fs.lock(request).await));
+        let is_alone = fs.status().locks_alone > given;
+        if !is_alone {
+            fs.unlock(request).await.unwrap();
+            // The region isn't asked for a file's locks again at once.
+            tokio::time::sleep(Duration::from_millis(2_100)).await;
+        }
+        is_alone
+    })
+    .await;
+}
+
+/// Opens a file of the root directory, which it makes if it isn't there. Answers its inode, and the handle.
+async fn opened(fs: &FileSystem, name: &str) -> (u64, HandleId) {
+    let root = Caller { kernel_checked: true, ..Caller::default() };
+    let made = fs.create(&root, fs.root(), name.as_bytes(), 0o644, READ_WRITE).await.unwrap();
+    (made.attr.inode, made.handle)
+}
+
+/// Who waits does so at the region, whichever mount has given the lock: so a circle over two mounts is found, and who came first is given the lock first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_what_mounts_gave_does_so_in_one_queue() {
+    let cluster = Cluster::start(1, Arc::new(OsClock)).await;
+    cluster.leader().await;
+    let (one, two) = (connect(&cluster, "one").await, connect(&cluster, "two").await);
+    let ((f, f_of_one), (g, g_of_two)) = (opened(&one, "f").await, opened(&two, "g").await);
+    lock_alone(&one, whole(f_of_one, 1)).await;
+    lock_alone(&two, whole(g_of_two, 1)).await;
+    let ((_, g_of_one), (_, f_of_two)) = (opened(&one, "g").await, opened(&two, "f").await);
+    let master = cluster.running[0].as_ref().unwrap().master();
+    let wait_for = |inode: u64| master.desk(|desk| desk.lock_waits.ids(InodeId(inode)).len());
+    let mut first = one.lock_waiting(whole(g_of_one, 1)).unwrap();
+    until("the other mount's process waits", async || wait_for(g) == 1).await;
+    let circle = two.lock_waiting(whole(f_of_two, 1)).unwrap().outcome().await;
+    assert_eq!(circle, Err(FsError::Answered(EDEADLK)));
+    assert_eq!(wait_for(f), 0);
+    // Of the mount that had the file's locks for itself, and later.
+    let mut second = two.lock_waiting(whole(g_of_two, 2)).unwrap();
+    until("a process of the same mount waits, too", async || wait_for(g) == 2).await;
+    two.unlock(whole(g_of_two, 1)).await.unwrap();
+    first.outcome().await.unwrap();
+    let early = tokio::time::timeout(Duration::from_millis(500), second.outcome()).await;
+    assert!(early.is_err(), "two have it");
+    one.unlock(whole(g_of_one, 1)).await.unwrap();
+    second.outcome().await.unwrap();
+    assert!(!two.has_lost_locks(g_of_two) && !one.has_lost_locks(f_of_one));
+    for fs in [&one, &two] {
+        fs.close().await;
+    }
+}
+
+/// The masters' clock stands still, so that no lease ends: who dies is followed by the next process of its mount, which ends its session; and who is unmounted ends
+/// it itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_mount_gave_by_itself_is_free_once_its_session_is_ended() {
+    let cluster = Cluster::start(1, Arc::new(ManualClock::default())).await;
+    let dead = cluster.client("one").await;
+    let session = dead.open(&[]).await.unwrap();
+    let inode = created(&dead, "f").await;
+    assert!(hold(&dead, inode).await);
+    let (one, two) = (connect(&cluster, "one").await, connect(&cluster, "two").await);
+    one.end_session_of_dead(session.session, session.incarnation).await;
+    let (found, handle) = opened(&one, "f").await;
+    assert_eq!(found, inode);
+    lock_alone(&one, whole(handle, 1)).await;
+    one.close().await;
+    let (_, handle) = opened(&two, "f").await;
+    let taken = tokio::time::timeout(common::WAIT, two.lock(whole(handle, 1))).await;
+    assert!(heard(taken.expect("the lock of a mount that was unmounted is free")));
+    two.close().await;
 }

@@ -4,6 +4,8 @@
 mod common;
 #[path = "region/lapsed.rs"]
 mod lapsed;
+#[path = "region/owner.rs"]
+mod owner;
 #[path = "region/revocations.rs"]
 mod revocations;
 

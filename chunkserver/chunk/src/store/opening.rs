@@ -15,7 +15,7 @@ use crate::chunk::recovery::{Recovered, recover};
 use crate::directory::{DIRECTORY_FORMAT, Directory, DirectoryError, DiskIdentity};
 use crate::error::is_ours;
 use crate::files::{OpenFiles, lock};
-use crate::state::StateFile;
+use crate::state::{Owner, StateFile};
 
 /// Why a store can't be opened at all. A data directory that can't be used doesn't stop the others: see [`ChunkStore::directories`].
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +27,20 @@ pub enum OpenError {
         path: PathBuf,
         /// What the disk answered.
         source: io::Error,
+    },
+    /// The state directory is another chunkserver's, as where disks were swapped: its epochs, starts and list of disks say nothing of this one.
+    #[error(
+        "the state directory {} is that of {found}, not of {ours}: mount the right disk there, or correct `state_dir`. A chunkserver that is to have another name begins anew: drain it under the old one (mooseng chunkservers drain {}), and start it under the new one with an empty state_dir and empty data_dirs",
+        path.display(),
+        found.chunkserver
+    )]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        found: Box<Owner>,
+        /// We.
+        ours: Box<Owner>,
     },
     /// The process lacks something. Chunks that it doesn't get to see would be taken for missing or damaged ones, and be copied anew.
     #[error(
@@ -72,6 +86,12 @@ impl ChunkStore {
     ) -> Result<Self, OpenError> {
         let state_error = |source| OpenError::State { path: options.state_dir.clone(), source };
         let mut state = StateFile::open(disk.clone(), &options.state_dir).map_err(state_error)?;
+        let owner = Owner { cluster: options.cluster.clone(), chunkserver: options.chunkserver.clone() };
+        // Before anything of it is believed, or written.
+        if let Some(found) = state.facts.owner.clone().filter(|found| *found != owner) {
+            let path = options.state_dir.clone();
+            return Err(OpenError::Foreign { path, found: Box::new(found), ours: Box::new(owner) });
+        }
         let mut facts = state.facts.clone();
         let mut places = Vec::new();
         for path in &options.data_dirs {
@@ -100,6 +120,12 @@ impl ChunkStore {
                     Place::Refused(path.clone(), e.to_string())
                 }
             });
+        }
+        // A file of an earlier release doesn't say whose it is: a disk of ours that it names does.
+        let known: BTreeSet<&String> = state.facts.disks.values().collect();
+        let is_named = |place: &Place| matches!(place, Place::Used(d) if known.contains(&d.id));
+        if known.is_empty() || places.iter().any(is_named) {
+            facts.owner = Some(owner);
         }
         let carried = places.iter().map(|place| match place {
             Place::Used(directory) => directory.incarnation(),

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mooseng_global::{MasterAt, rules};
-use mooseng_region::members::{Member, Senseless, voters_after};
+use mooseng_region::members::{Member, Senseless, answers_as, to_add, voters_after};
 use mooseng_wire::admin::{ChangeMembersRequest, ListRegionsReply, MasterStatus, StatusReply, Volume};
 use serde_json::json;
 
@@ -89,12 +89,9 @@ fn voters(
         address: address.to_owned(),
         zone: zone.to_owned(),
     };
-    let no_identity = request.add.iter().any(|m| m.id == 0 || m.address.is_empty() || m.name.is_empty());
-    if no_identity {
-        return Err(refused(Kind::Failed, "a member to add needs an id from 1, a name and an address"));
-    }
     let there = known.iter().map(|(id, m)| (*id, member(&m.name, &m.address, &m.zone))).collect();
-    let add = request.add.iter().map(|m| (m.id, member(&m.name, &m.address, &m.zone))).collect();
+    let add = to_add(request.add.iter().map(|m| (m.id, member(&m.name, &m.address, &m.zone))));
+    let add = add.map_err(|why| refused(Kind::Failed, why))?;
     let remove = request.remove.iter().copied().collect();
     let after = voters_after(&there, before, &add, &remove).map_err(|why| {
         let kind = if matches!(why, Senseless::NoMember(_)) { Kind::NotFound } else { Kind::Failed };
@@ -108,7 +105,7 @@ fn voters(
             Ok(reply) if reply.region != facts.answered.reply.region => {
                 return Err(no(&format!("a master of the region {} answers there", reply.region)));
             }
-            Ok(_) => {}
+            Ok(reply) => answers_as(*id, reply.answers).map_err(|why| no(&why.to_string()))?,
         }
     }
     Ok(after)
@@ -170,10 +167,12 @@ fn notes(
         );
     }
     for m in &facts.request.add {
-        if facts.new.contains_key(&m.id) && !known.contains_key(&m.id) {
+        // Releases that don't say it are asked with the change.
+        let said = facts.new.get(&m.id).filter(|_| !known.contains_key(&m.id));
+        if said.is_some_and(|said| said.as_ref().is_ok_and(|reply| reply.answers == 0)) {
             plan.unknown.push(format!(
-                "That the master at {} has the id {} and the name {} is asked only when it is added.",
-                m.address, m.id, m.name
+                "Whether the master at {} has the id {} is asked only when it is added.",
+                m.address, m.id
             ));
         }
     }
@@ -282,7 +281,7 @@ mod tests {
     }
 
     fn there() -> Result<StatusReply, String> {
-        Ok(StatusReply { region: "a".into(), ..StatusReply::default() })
+        Ok(StatusReply { region: "a".into(), answers: 4, ..StatusReply::default() })
     }
 
     #[test]
@@ -296,12 +295,16 @@ mod tests {
             "Copies of the metadata of a before and during: 3; after: 4.",
             "after: m1, m2, m3, m4 (3 of 4 are needed).",
             "If any one master of a were lost, before, during and after: a would go on.",
-            "That the master at a-4:1 has the id 4 and the name m4 is asked only when it is added.",
             "Goal: a goes on without any one of its masters. Nothing goes below it",
         ] {
             assert!(text.contains(part), "{part}\n\n{text}");
         }
         assert_eq!(plan.shape()["voters"], json!({ "before": [1, 2, 3], "after": [1, 2, 3, 4] }));
+        let unsaid = "Whether the master at a-4:1 has the id 4 is asked only when it is added.";
+        assert!(!text.contains(unsaid), "{text}");
+        let earlier = Ok(StatusReply { answers: 0, ..there().unwrap() });
+        let text = planned(&three, &adding(4), earlier, Beyond::Alone).unwrap().text();
+        assert!(text.contains(unsaid), "{text}");
         let done = planned(&region(&[(1, true), (4, true)]), &adding(4), there(), Beyond::Alone).unwrap();
         assert!(done.text().contains("is like that already"), "{}", done.text());
     }
@@ -382,6 +385,16 @@ mod tests {
         taken.add[0].name = "m2".into();
         let (code, why) = refused(&taken, there());
         assert!(code == 1 && why.contains("master 2 is m2 at a-2:1 already"), "{why}");
+        // An id that somebody else has, that nobody can have, and that the master there doesn't have.
+        let mut given = adding(2);
+        (given.add[0].name, given.add[0].address) = ("m9".into(), "a-9:1".into());
+        let (code, why) = refused(&given, there());
+        assert!(code == 1 && why.contains("there is a master 2 already, m2 at a-2:1"), "{why}");
+        let (code, why) = refused(&adding(0), there());
+        assert!(code == 1 && why.contains("needs an id from 1"), "{why}");
+        let (code, why) = refused(&adding(5), there());
+        let says = "master 5 at a-5:1 can't be added: the master there has the id 4, and not 5.";
+        assert!(code == 1 && why.contains(says), "{why}");
         let mut leaderless = region(&[(1, true)]);
         leaderless.reply.leader = 0;
         let failure = planned(&leaderless, &adding(4), there(), Beyond::Alone).unwrap_err();

@@ -25,6 +25,7 @@ use mooseng_transport::{
 };
 use mooseng_wire::call::{CallError, ErrorCode};
 use mooseng_wire::method::Method;
+use mooseng_wire::raft as wire;
 use mooseng_wire::{Identity, Role};
 use tokio_util::sync::CancellationToken;
 
@@ -70,6 +71,9 @@ impl Replacement for Slow {
 /// What a slow machine may take for anything: whoever waits longer has waited in vain.
 pub const WAIT_MAX: Duration = Duration::from_secs(60);
 
+/// How long entries are kept back that a commit doesn't need a follower for. Machines with much else to do are slow, too.
+pub const DEFER: Duration = Duration::from_millis(25);
+
 /// A running master.
 #[derive(Clone)]
 pub struct Master {
@@ -99,11 +103,15 @@ pub type Cuts = Arc<Mutex<BTreeSet<(String, String)>>>;
 /// Masters that no append reaches.
 pub type Deaf = Arc<Mutex<BTreeSet<u64>>>;
 
+/// How many appends with entries came to each master.
+pub type Appends = Arc<Mutex<BTreeMap<u64, usize>>>;
+
 struct Door {
     port: Port,
     id: u64,
     cuts: Cuts,
     deaf: Deaf,
+    appends: Appends,
 }
 
 #[async_trait]
@@ -113,6 +121,11 @@ impl Service for Door {
         let deaf = incoming.method == Method::RaftAppend && self.deaf.lock().unwrap().contains(&self.id);
         if deaf || self.cuts.lock().unwrap().contains(&pair) {
             std::future::pending::<()>().await;
+        }
+        if incoming.method == Method::RaftAppend {
+            let append: wire::AppendEntries = incoming.decode()?;
+            let counted = usize::from(!append.entries.is_empty());
+            *self.appends.lock().unwrap().entry(self.id).or_default() += counted;
         }
         let raft = self.port.lock().unwrap().clone();
         match raft {
@@ -129,6 +142,7 @@ pub struct Group {
     pub entries_between_snapshots: u64,
     pub cuts: Cuts,
     pub deaf: Deaf,
+    pub appends: Appends,
     /// Where their work runs that blocks, from their next start on.
     pub blocking: Blocking,
 }
@@ -186,8 +200,8 @@ impl Group {
             slots.push(Slot { id, disk: SimDisk::default(), log_disk: None, files, address, running: None });
         }
         let slots = Arc::new(RwLock::new(slots));
-        let (cuts, deaf) = (Cuts::default(), Deaf::default());
-        let group = Self { slots, entries_between_snapshots, cuts, deaf, blocking };
+        let (cuts, deaf, appends) = (Cuts::default(), Deaf::default(), Appends::default());
+        let group = Self { slots, entries_between_snapshots, cuts, deaf, appends, blocking };
         for id in 1..=n {
             group.start(id).await;
         }
@@ -253,6 +267,7 @@ impl Group {
                 id,
                 cuts: self.cuts.clone(),
                 deaf: self.deaf.clone(),
+                appends: self.appends.clone(),
             }),
             grpc: None,
             allow: |_, _| Ok(()),
@@ -265,6 +280,7 @@ impl Group {
             election_max: Duration::from_millis(500),
         };
         config.entries_between_snapshots = self.entries_between_snapshots;
+        config.defer = DEFER;
         config.entries_kept = 20;
         config.wal.segment_bytes = 256 << 10;
         let raft = RaftNode::start(

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use mooseng_namespace::upkeep::{self, ChunkListing};
+use mooseng_region::fetching::{Failed, Places, Purpose};
 use mooseng_replica::Entry;
 use mooseng_replica::needs::Named;
 use mooseng_schema::Record;
@@ -30,13 +31,6 @@ use crate::tickets;
 
 /// Chunks that a region was told of at most, before it is told again.
 const HINTED_MAX: usize = 4_096;
-/// Chunks fetched at a time.
-const AT_ONCE: usize = 8;
-/// So many of them at most because readers wait for them: a home's fsyncs wait for what holds completeness back, however much is read here.
-const AWAITED_AT_ONCE: usize = 6;
-/// And so many because they are whole elsewhere, while nothing is held back by them: each takes a round trip, for what it is to be is asked for. Both bounds hold for
-/// themselves: readers and these may fill all places together, and what holds completeness back waits for the first that ends then.
-const BEHIND_AT_ONCE: usize = 6;
 /// After a failure; the scan finds the chunk again.
 const AGAIN: Duration = Duration::from_millis(400);
 /// The home gets so long to say where a chunk is before other regions are asked, too.
@@ -204,87 +198,114 @@ pub(super) fn members(master: &Master, location: &LocationRecord) -> Vec<ChainMe
 /// What is under way.
 #[derive(Default)]
 struct Fetching {
-    chunks: BTreeSet<ChunkId>,
-    /// Those of them that readers wait for.
-    awaited: BTreeSet<ChunkId>,
-    /// Those of them that no log lacks.
-    behind: BTreeSet<ChunkId>,
+    places: Places,
+    /// What couldn't be had, and is lacking still.
+    failed: Failed,
+    /// What is wanted once more and has a place.
+    again: BTreeSet<ChunkId>,
     /// Whose turn it was last.
     served: Option<VolumeId>,
 }
 
 impl Fetching {
-    /// What is fetched next, and up to where; nothing while all that is wanted is under way.
+    /// What is fetched next, and up to where; nothing while all that is wanted is under way, or the places are taken.
     fn next(&mut self, geo: &Geo) -> Option<(ChunkId, Option<u64>)> {
-        let served = self.served.unwrap_or(ROOT_VOLUME);
-        let is_busy = |chunk: ChunkId| self.chunks.contains(&chunk);
-        let mut awaited = None;
-        if self.awaited.len() < AWAITED_AT_ONCE {
-            awaited = geo.next_need(served, |needs| needs.next_awaited(is_busy));
+        for purpose in Purpose::ALL {
+            if self.places.may_take(purpose)
+                && let Some((chunk, upto)) = self.pick(geo, purpose)
+            {
+                self.places.take(chunk, purpose);
+                self.served = Some(chunk.volume());
+                return Some((chunk, upto));
+            }
         }
-        let next = match awaited.or_else(|| geo.next_need(served, |needs| needs.next(is_busy))) {
-            Some((chunk, upto)) => (chunk, Some(upto)),
-            None if self.behind.len() >= BEHIND_AT_ONCE => return None,
-            None => loop {
-                // What is lacking behind one that is under way is asked for again.
-                let chunk = geo.take_wanted()?;
-                if !is_busy(chunk) {
-                    break (chunk, None);
-                }
-            },
-        };
-        self.chunks.insert(next.0);
-        self.awaited.extend(awaited.map(|(chunk, _)| chunk));
-        if next.1.is_none() {
-            self.behind.insert(next.0);
-        }
-        self.served = Some(next.0.volume());
-        Some(next)
+        None
     }
 
-    fn ended(&mut self, chunk: ChunkId) {
-        self.chunks.remove(&chunk);
-        self.awaited.remove(&chunk);
-        self.behind.remove(&chunk);
+    /// What is wanted first for that, of each volume in its turn.
+    fn pick(&mut self, geo: &Geo, purpose: Purpose) -> Option<(ChunkId, Option<u64>)> {
+        let served = self.served.unwrap_or(ROOT_VOLUME);
+        let places = &self.places;
+        let is_busy = |chunk: ChunkId| places.has(chunk);
+        let needed = match purpose {
+            Purpose::Awaited => geo.next_need(served, |needs| needs.next_awaited(is_busy)),
+            Purpose::Held => {
+                let lacks = |chunk: ChunkId| geo.needs(chunk.volume(), |needs| needs.wanted(chunk)).flatten();
+                self.failed.retain(|chunk| lacks(chunk).is_some());
+                let failed = &self.failed;
+                let again = failed.next(places).and_then(|chunk| Some((chunk, lacks(chunk)?)));
+                let isnt_next = |chunk: ChunkId| is_busy(chunk) || failed.has(chunk);
+                again.or_else(|| geo.next_need(served, |needs| needs.next(isnt_next)))
+            }
+            Purpose::Aside => loop {
+                let chunk = geo.take_wanted()?;
+                if !is_busy(chunk) {
+                    return Some((chunk, None));
+                }
+                self.again.insert(chunk);
+            },
+        };
+        needed.map(|(chunk, upto)| (chunk, Some(upto)))
+    }
+
+    /// A chunk has come. Answers whether it was asked for once more meanwhile.
+    fn ended(&mut self, chunk: ChunkId) -> bool {
+        self.places.give_back(chunk);
+        self.failed.fetched(chunk);
+        self.again.remove(&chunk)
+    }
+
+    /// It hasn't: others have their turn, too, before it is tried again.
+    fn not_fetched(&mut self, chunk: ChunkId) {
+        self.places.give_back(chunk);
+        self.failed.note(chunk);
+        self.again.remove(&chunk);
     }
 }
 
-/// Fetches what is wanted: in a replica's region what its log names, at home what was at the home of before alone. First what readers wait for, and what holds
-/// back the place at which the replica is complete.
+/// Fetches what is wanted: in a replica's region what its log names, at home what no chunkserver of this region has a good copy of. First what readers wait for,
+/// and what holds back the place at which the replica is complete.
 pub async fn run(master: &Master, term: u64) {
     let mut fetching = FuturesUnordered::new();
     let mut under_way = Fetching::default();
     loop {
-        while fetching.len() < AT_ONCE {
-            let Some((chunk, upto)) = under_way.next(&master.geo) else { break };
+        while let Some((chunk, upto)) = under_way.next(&master.geo) {
             fetching.push(async move {
-                let fetched = fetch::fetch(master, term, chunk, upto).await;
-                if let Err(reason) = &fetched {
-                    tracing::info!(
-                        chunk = chunk.0,
-                        reason,
-                        "a chunk couldn't be fetched from another region yet; trying on"
-                    );
-                    tokio::time::sleep(pause(AGAIN)).await;
-                } else if let Some(upto) = upto
-                    && master.geo.needs(chunk.volume(), |needs| needs.lacks(chunk, upto)) == Some(true)
-                {
+                let fetched = match fetch::fetch(master, term, chunk, upto).await {
+                    Err(reason) => {
+                        tracing::info!(
+                            chunk = chunk.0,
+                            reason,
+                            "a chunk couldn't be fetched from another region yet; trying on"
+                        );
+                        None
+                    }
                     // There is no such chunk by now, and the entry by which it died hasn't been looked at: it would be picked again at once, and for ever.
+                    Ok(_) if upto.is_some_and(|upto| is_lacking(master, chunk, upto)) => None,
+                    Ok(fetched) => Some(fetched),
+                };
+                if fetched.is_none() {
                     tokio::time::sleep(pause(AGAIN)).await;
                 }
-                (chunk, fetched.is_ok_and(|fetched| fetched == Fetched::Uncompared))
+                (chunk, fetched)
             });
         }
         tokio::select! {
-            Some((chunk, again)) = fetching.next(), if !fetching.is_empty() => {
-                under_way.ended(chunk);
-                if again {
-                    master.geo.want(chunk);
+            Some((chunk, fetched)) = fetching.next(), if !fetching.is_empty() => match fetched {
+                Some(fetched) => {
+                    if under_way.ended(chunk) || fetched == Fetched::Uncompared {
+                        master.geo.want(chunk);
+                    }
                 }
-            }
+                None => under_way.not_fetched(chunk),
+            },
             () = master.geo.wanting.notified() => {}
         }
     }
+}
+
+fn is_lacking(master: &Master, chunk: ChunkId, upto: u64) -> bool {
+    master.geo.needs(chunk.volume(), |needs| needs.lacks(chunk, upto)) == Some(true)
 }
 
 pub(super) async fn load(master: &Master, chunk: ChunkId) -> Result<Option<ChunkListing>, CallError> {
@@ -300,6 +321,7 @@ pub(super) async fn load(master: &Master, chunk: ChunkId) -> Result<Option<Chunk
 mod tests {
     use std::sync::Arc;
 
+    use mooseng_region::fetching::{AT_ONCE, FOR_AWAITED, FOR_HELD};
     use mooseng_replica::Tail;
     use mooseng_replica::needs::Needs;
     use mooseng_schema::log::LogPosition;
@@ -325,21 +347,27 @@ mod tests {
 
         let mut under_way = Fetching::default();
         let next = |under_way: &mut Fetching| under_way.next(&geo);
-        for chunk in 11..11 + AWAITED_AT_ONCE as u64 {
+        for chunk in 11..11 + (AT_ONCE - FOR_HELD) as u64 {
             assert_eq!(next(&mut under_way), Some((of_second(chunk), Some(5))));
         }
         // Each volume in its turn.
         assert_eq!(next(&mut under_way), Some((ChunkId(1), Some(5))));
         assert_eq!(next(&mut under_way), Some((of_second(1), Some(5))));
+        assert_eq!(next(&mut under_way), None, "all places are taken");
         // Once one of those has come that readers wait for, the next of them is in front again.
         under_way.ended(of_second(11));
         assert_eq!(next(&mut under_way), Some((of_second(17), Some(5))));
+        under_way.ended(of_second(1));
         assert_eq!(next(&mut under_way), Some((ChunkId(2), Some(5))));
         // What no log lacks comes last.
         for volume in [ROOT_VOLUME, second] {
             *lock(&geo.seat(volume).needs) = None;
         }
+        under_way.ended(of_second(12));
+        assert_eq!(next(&mut under_way), None, "the next reader finds a place");
+        under_way.ended(of_second(13));
         assert_eq!(next(&mut under_way), Some((ChunkId(77), None)));
+        under_way.ended(of_second(14));
         assert_eq!(next(&mut under_way), None);
     }
 
@@ -348,8 +376,9 @@ mod tests {
         let geo = Geo::new(Arc::new(Tail::new(TAIL_BYTES_MAX)), None);
         (1..=20).for_each(|chunk| geo.want(ChunkId(chunk)));
         let mut under_way = Fetching::default();
-        for n in 0..BEHIND_AT_ONCE as u64 {
-            assert_eq!(under_way.next(&geo), Some((ChunkId(20 - n), None)));
+        let aside = (AT_ONCE - FOR_HELD - FOR_AWAITED) as u64;
+        for n in 1..=aside {
+            assert_eq!(under_way.next(&geo), Some((ChunkId(n), None)));
         }
         assert_eq!(under_way.next(&geo), None);
         let at = |version| LogPosition::new(Epoch(1), version);
@@ -359,8 +388,94 @@ mod tests {
         assert_eq!(under_way.next(&geo), Some((ChunkId(90), Some(5))));
         under_way.ended(ChunkId(90));
         *lock(&geo.seat(ROOT_VOLUME).needs) = None;
-        under_way.ended(ChunkId(18));
-        assert_eq!(under_way.next(&geo), Some((ChunkId(14), None)));
+        under_way.ended(ChunkId(3));
+        assert_eq!(under_way.next(&geo), Some((ChunkId(aside + 1), None)));
+    }
+
+    /// Found by review: each of the two had a bound of its own, and together they took all places.
+    #[test]
+    fn readers_and_what_no_log_lacks_together_leave_room_for_what_holds_completeness_back() {
+        let geo = Geo::new(Arc::new(Tail::new(TAIL_BYTES_MAX)), None);
+        let at = |version| LogPosition::new(Epoch(1), version);
+        let mut needs = Needs::from(at(1));
+        (101..=120).for_each(|chunk| needs.missed(ChunkId(chunk), 3));
+        *lock(&geo.seat(ROOT_VOLUME).needs) = Some(needs);
+        (1..=20).for_each(|chunk| geo.want(ChunkId(chunk)));
+        let mut under_way = Fetching::default();
+        let taken = std::iter::from_fn(|| under_way.next(&geo)).count();
+        assert_eq!(taken, AT_ONCE - FOR_HELD);
+        geo.needs(ROOT_VOLUME, |needs| needs.note(at(2), [(ChunkId(90), 5), (ChunkId(91), 5)], []));
+        assert_eq!(under_way.next(&geo), Some((ChunkId(90), Some(5))));
+        assert_eq!(under_way.next(&geo), Some((ChunkId(91), Some(5))));
+    }
+
+    /// Found by review: what can't be had holds completeness back furthest, was always the next again, and took all places for good.
+    #[test]
+    fn what_cant_be_had_doesnt_keep_others_from_being_fetched() {
+        let geo = Geo::new(Arc::new(Tail::new(TAIL_BYTES_MAX)), None);
+        let at = |version| LogPosition::new(Epoch(1), version);
+        let mut needs = Needs::from(at(1));
+        needs.note(at(2), (1..=60).map(|chunk| (ChunkId(chunk), 5)), []);
+        *lock(&geo.seat(ROOT_VOLUME).needs) = Some(needs);
+        geo.want(ChunkId(77));
+        let mut under_way = Fetching::default();
+        let (mut tried, mut came) = ([0; 21], BTreeSet::new());
+        for _ in 0..40 {
+            let taken: Vec<_> = std::iter::from_fn(|| under_way.next(&geo)).collect();
+            for (chunk, _) in taken {
+                if chunk.0 <= 20 {
+                    tried[chunk.0 as usize] += 1;
+                    under_way.not_fetched(chunk);
+                } else {
+                    geo.needs(ROOT_VOLUME, |needs| needs.met(chunk, 5));
+                    under_way.ended(chunk);
+                    came.insert(chunk.0);
+                }
+            }
+        }
+        assert_eq!(came, (21..=60).chain([77]).collect::<BTreeSet<u64>>());
+        assert!(tried[1..].iter().all(|tries| *tries > 2), "each is tried again: {tried:?}");
+        // Once one can be had, the others may be, too: all that is lacking is fetched, what holds most back first.
+        geo.needs(ROOT_VOLUME, |needs| needs.met(ChunkId(1), 5));
+        under_way.ended(ChunkId(1));
+        let taken: Vec<_> = std::iter::from_fn(|| under_way.next(&geo)).collect();
+        let first = 2..2 + AT_ONCE as u64;
+        assert_eq!(taken, first.map(|chunk| (ChunkId(chunk), Some(5))).collect::<Vec<_>>());
+    }
+
+    /// Found by review: what was wanted while it had a place was forgotten where the fetch had begun before, as that of a chunk that was sealed since.
+    #[test]
+    fn what_is_wanted_while_it_is_fetched_is_looked_at_again() {
+        let geo = Geo::new(Arc::new(Tail::new(TAIL_BYTES_MAX)), None);
+        let mut under_way = Fetching::default();
+        geo.want(ChunkId(1));
+        assert_eq!(under_way.next(&geo), Some((ChunkId(1), None)));
+        geo.want(ChunkId(1));
+        assert_eq!(under_way.next(&geo), None);
+        assert!(under_way.ended(ChunkId(1)), "it is wanted once more");
+        geo.want(ChunkId(1));
+        assert_eq!(under_way.next(&geo), Some((ChunkId(1), None)));
+        assert!(!under_way.ended(ChunkId(1)));
+    }
+
+    /// Found by review: the newest went first, and what came before it never had its turn where chunks came faster than they were compared.
+    #[test]
+    fn what_is_compared_later_has_its_turn_however_many_come_behind_it() {
+        let geo = Geo::new(Arc::new(Tail::new(TAIL_BYTES_MAX)), None);
+        geo.want(ChunkId(1));
+        let mut under_way = Fetching::default();
+        let mut newest = 1;
+        let mut turns = std::iter::from_fn(|| {
+            // Two come while one is compared.
+            for _ in 0..2 {
+                newest += 1;
+                geo.want(ChunkId(newest));
+            }
+            let (chunk, _) = under_way.next(&geo)?;
+            under_way.ended(chunk);
+            Some(chunk.0)
+        });
+        assert_eq!(turns.by_ref().take(10).collect::<Vec<_>>(), (1..=10).collect::<Vec<_>>());
     }
 
     /// Found by review: those of the volume with the lowest number went first, whoever had most.

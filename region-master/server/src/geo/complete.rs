@@ -6,7 +6,7 @@
 //! ```
 //! The home hears of no place that isn't on record: whoever leads here next begins from the record.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -124,11 +124,42 @@ pub(super) fn whole(master: &Master, volume: VolumeId, after: LogPosition, comin
     coming.iter().take_while(|entry| entry.missing.is_empty()).last().map_or(after, |entry| entry.at)
 }
 
-/// The entries that follow `after` are replayed.
-pub(super) fn note(master: &Master, volume: VolumeId, after: LogPosition, coming: Vec<Coming>) {
-    if coming.is_empty() {
-        return;
+/// Entries were noted. Whoever waits for what they name is told once this goes, also where the call that brought them is given up before its end.
+pub(super) struct Noted<'a> {
+    master: &'a Master,
+    volume: VolumeId,
+    lacking: BTreeSet<ChunkId>,
+}
+
+impl Drop for Noted<'_> {
+    fn drop(&mut self) {
+        self.master.geo.needs_changed(self.volume);
     }
+}
+
+impl Noted<'_> {
+    /// Bytes may have come while the entry that names them was replayed: behind what was looked up before, and told of when nothing was known to lack them. Whoever fetches
+    /// such a chunk may be busy with it for a round trip, to compare it, and would find out only then.
+    pub(super) async fn look_again(mut self) {
+        let lacking = std::mem::take(&mut self.lacking);
+        if let Err(error) = look_again(self.master, self.volume, lacking).await {
+            tracing::debug!(%error, "whether what entries name has come meanwhile can't be looked up: it is fetched");
+        }
+    }
+}
+
+/// The entries that follow `after` are replayed.
+pub(super) fn note(
+    master: &Master,
+    volume: VolumeId,
+    after: LogPosition,
+    coming: Vec<Coming>,
+) -> Option<Noted<'_>> {
+    if coming.is_empty() {
+        return None;
+    }
+    let lacking: BTreeSet<ChunkId> =
+        coming.iter().flat_map(|entry| &entry.missing).map(|(chunk, _)| *chunk).collect();
     {
         // What is no more nobody reads.
         let mut hints = super::lock(&master.geo.hints);
@@ -146,9 +177,28 @@ pub(super) fn note(master: &Master, volume: VolumeId, after: LogPosition, coming
         }
         true
     });
-    if noted == Some(true) {
-        master.geo.needs_changed(volume);
+    if noted != Some(true) {
+        return None;
     }
+    Some(Noted { master, volume, lacking })
+}
+
+async fn look_again(
+    master: &Master,
+    volume: VolumeId,
+    lacking: BTreeSet<ChunkId>,
+) -> Result<(), ReplicaError> {
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    let tx = master.store.begin();
+    for chunk in lacking {
+        let here = here_of(master, &tx, chunk).await?;
+        if here > 0 {
+            master.geo.needs(volume, |needs| needs.met(chunk, here));
+        }
+    }
+    Ok(())
 }
 
 /// Keeps account of it, as long as this region has a replica.
@@ -214,7 +264,9 @@ async fn look_on(master: &Master, volume: VolumeId) -> Result<bool, String> {
         return Ok(false);
     }
     let coming = coming(master, volume, &entries).await.map_err(|e| e.to_string())?;
-    note(master, volume, noted, coming);
+    if let Some(noted) = note(master, volume, noted, coming) {
+        noted.look_again().await;
+    }
     Ok(true)
 }
 
@@ -342,4 +394,101 @@ pub fn heard(master: &Master, peer: &Peer, told: Complete) -> Result<CompleteHea
         }
     });
     Ok(CompleteHeard {})
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use mooseng_embedded::MemoryBase;
+    use mooseng_ports::clock::OsClock;
+    use mooseng_ports::disk::sim::SimDisk;
+    use mooseng_transport::{Blocking, PlainNetwork};
+    use mooseng_wire::{Identity, Role};
+    use tokio_util::sync::CancellationToken;
+
+    use super::super::{ROOT_VOLUME, lock};
+    use super::*;
+    use crate::{MasterConfig, MasterServer, Ports};
+
+    /// A region's only master, which serves.
+    async fn serving() -> MasterServer {
+        let address = {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            listener.local_addr().unwrap().to_string()
+        };
+        let config = format!(
+            "name = \"m1\"\nid = 1\nregion = \"eu\"\ncluster = \"test\"\nlisten = \"{address}\"\nstate_dir = \"/state\"\nreserve_bytes = 1048576\n\
+             [[members]]\nid = 1\nname = \"m1\"\naddress = \"{address}\"\n"
+        );
+        let identity =
+            Identity { cluster: "test".into(), region: "eu".into(), role: Role::Master, name: "m1".into() };
+        let base = MemoryBase::on_disk(Arc::new(SimDisk::default()), Path::new("/store")).unwrap();
+        let ports = Ports {
+            network: Arc::new(PlainNetwork::new(identity)),
+            disk: Arc::new(SimDisk::default()),
+            blocking: Blocking::Pool,
+            clock: Arc::new(OsClock),
+            base: Arc::new(base),
+            global_base: None,
+        };
+        let config = MasterConfig::parse(&config).unwrap();
+        let server = MasterServer::start(config, ports, CancellationToken::new()).await.unwrap();
+        let serves = async {
+            while !server.is_serving() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), serves).await.unwrap();
+        server
+    }
+
+    /// Found by reading: what had come between the look at an entry and its note counted only once the chunk was looked at again, and its comparison with what it is to
+    /// be, which takes a round trip and more, kept it from that.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_comes_while_its_entry_is_replayed_is_here() {
+        let server = serving().await;
+        let master = server.master();
+        let at = |version| LogPosition::new(Epoch(1), version);
+        let (whole, part, nothing) = (ChunkId(900_001), ChunkId(900_002), ChunkId(900_003));
+        *lock(&master.geo.seat(ROOT_VOLUME).needs) = Some(Needs::from(at(1)));
+        let names = |at: LogPosition, chunk: ChunkId| Coming {
+            at,
+            missing: vec![(chunk, 5)],
+            here: vec![(chunk, 0)],
+            gone: Vec::new(),
+        };
+        let coming = vec![names(at(2), whole), names(at(3), part), names(at(4), nothing)];
+        // Somebody else has put it on record meanwhile, and told so.
+        let tx = master.store.begin();
+        for (chunk, upto) in [(whole, 5), (part, 4)] {
+            let record = ChunkRecord { length: 5, sealed: true, ..ChunkRecord::default() };
+            tx.set(&chunk_records::key(chunk), &record.to_value());
+            let location = LocationRecord {
+                layout: 1,
+                copies: vec!["one".into(), "two".into()],
+                epoch: 1,
+                partial: Some(upto),
+            };
+            tx.set(&location::key(chunk), &location.to_value());
+        }
+        tx.commit().await.unwrap();
+        master.geo.needs(ROOT_VOLUME, |needs| needs.met(whole, 5));
+        note(master, ROOT_VOLUME, at(1), coming).unwrap().look_again().await;
+        let lacks = |chunk, upto| master.geo.needs(ROOT_VOLUME, |needs| needs.lacks(chunk, upto));
+        assert_eq!(master.geo.needs(ROOT_VOLUME, |needs| needs.complete()), Some(at(2)));
+        assert_eq!(
+            (lacks(part, 4), lacks(part, 5), lacks(nothing, 1)),
+            (Some(false), Some(true), Some(true))
+        );
+        // Found by review: where the call that brought the entry ended before that look, nobody was told that something is lacking, and nobody fetched it.
+        let mut needed = master.geo.seat(ROOT_VOLUME).needed.subscribe();
+        let noted = note(master, ROOT_VOLUME, at(4), vec![names(at(5), ChunkId(900_004))]).unwrap();
+        needed.borrow_and_update();
+        drop(noted.look_again());
+        assert!(needed.has_changed().unwrap());
+        master.shutdown.cancel();
+        server.stopped().await;
+    }
 }

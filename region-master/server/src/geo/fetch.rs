@@ -10,22 +10,23 @@ use mooseng_namespace::upkeep::ChunkListing;
 use mooseng_region::class::Class;
 use mooseng_region::placement::{self, Wish};
 use mooseng_region::registry::CopyFacts;
-use mooseng_region::repair::{self, Condition};
+use mooseng_region::repair::{self, Condition, CopyState};
 use mooseng_schema::location::{Layout, LocationRecord};
-use mooseng_transport::CallFailure;
-use mooseng_wire::call::ErrorCode;
-use mooseng_wire::chunk::{ChainMember, Follow, Followed, Pull, Pulled};
+use mooseng_wire::chunk::{ChainMember, Pull, Pulled};
 use mooseng_wire::geo::{AskSource, Hint, Source};
 use mooseng_wire::method::Method;
 use mooseng_wire::{CHUNK_BYTES_MAX, ChunkId, Role, VolumeId};
 
 use super::chunks::{load, source_of};
+use super::growing::Growing;
+use super::{Whereabouts, place_of, sync};
 use crate::master::Master;
 use crate::{house, tickets};
 
 /// How long a chunk may take beyond what 1 MiB a second allows.
-const PULL_WITHIN: Duration = Duration::from_secs(60);
-const PACE_MIN: u64 = 1 << 20;
+pub(super) const PULL_WITHIN: Duration = Duration::from_secs(60);
+/// How fast it comes at least, in bytes per second.
+pub(super) const PACE_MIN: u64 = 1 << 20;
 /// How long chunkservers may take to say whether they have what was sent.
 const ARRIVED_WITHIN: Duration = Duration::from_millis(50);
 /// How long bytes are waited for that are sent here as they are appended: the log that names them may be faster by what it takes to write them here. Reading them
@@ -88,7 +89,23 @@ async fn try_fetch(master: &Master, term: u64, chunk: ChunkId, upto: Option<u64>
     // Bytes that are sent here are here, or about to be. What a sealed chunk is to be is asked for afterwards: that takes a round trip, and whoever waits for the
     // bytes needn't. Those of a chunk that grows aren't compared before it is sealed either.
     let bytes = if sealed { Uncompared } else { Here };
+    // So is what isn't sent here of a volume whose fsyncs wait for this region, or may soon, where the home has said along with the log where it can be read: its bytes
+    // take one round trip then, and not another one before it.
+    let is_told = || {
+        let is_geo = sync::synced(master, chunk.volume()).is_some();
+        is_geo && super::lock(&master.geo.hints).contains_key(&chunk)
+    };
     match listing.location.clone() {
+        Some(location) if is_of_no_use(master, &listing, &location) => {
+            fetch_whole(master, term, &listing).await?;
+            let copies = &location.copies;
+            tracing::info!(
+                chunk = chunk.0,
+                ?copies,
+                "no copy of a chunk was of any use here: it was fetched from another region"
+            );
+            Ok(Here)
+        }
         // By another leader, or under a home before.
         Some(location) if location.partial.is_none() => {
             if suffices(master, chunk.volume(), record.storage_class, &location) {
@@ -123,19 +140,19 @@ async fn try_fetch(master: &Master, term: u64, chunk: ChunkId, upto: Option<u64>
             } else {
                 location.copies = targets(master, &listing, &BTreeSet::new())?;
             }
-            if sealed {
+            if sealed && !is_told() {
                 return fetch_whole(master, term, &listing).await.map(|()| Here);
             }
             // On record before there is anything, so that nothing is taken for a stray.
             relocate(master, &listing, &location).await?;
             let listing = ChunkListing { location: Some(location.clone()), ..listing };
-            follow(master, term, &listing, location, (wanted, false)).await.map(|()| Here)
+            follow(master, term, &listing, location, (wanted, false)).await.map(|()| bytes)
         }
         Some(location) if suffices(master, chunk.volume(), record.storage_class, &location) => {
             let partial = location.partial.unwrap_or(0);
             // What is named may be here, although the chunk has more by now.
             met(master, chunk, partial);
-            if partial < wanted && is_sent(master, chunk, &location) {
+            if partial < wanted && (is_told() || is_sent(master, chunk, &location)) {
                 return follow(master, term, &listing, location, (wanted, false)).await.map(|()| bytes);
             }
             if !sealed && partial >= wanted {
@@ -147,8 +164,8 @@ async fn try_fetch(master: &Master, term: u64, chunk: ChunkId, upto: Option<u64>
     }
 }
 
-/// Whether bytes of a chunk are here that were sent as they were appended: then that is put on record. Asks this region's chunkservers only, and these
-/// not for long.
+/// Whether bytes of a chunk are here that were sent as they were appended: then that is put on record, unless it is already. Asks this region's chunkservers only, and
+/// these not for long.
 pub(super) async fn arrived(master: &Master, term: u64, chunk: ChunkId, upto: u64) -> bool {
     let Ok(Some(listing)) = load(master, chunk).await else { return false };
     let record = &listing.record;
@@ -168,11 +185,15 @@ pub(super) async fn arrived(master: &Master, term: u64, chunk: ChunkId, upto: u6
     let lengths: Option<Vec<u64>> = followed.ok().and_then(|all| all.into_iter().map(Result::ok).collect());
     let Some(least) = lengths.and_then(|lengths| lengths.into_iter().min()) else { return false };
     let (had, grown) = (location.partial.unwrap_or(0), LocationRecord { partial: Some(least), ..location });
-    let recorded = relocate(master, &listing, &grown).await.is_ok();
-    if recorded {
-        master.metrics.bytes_fetched.inc_by(least.saturating_sub(had));
+    match relocate(master, &listing, &grown).await {
+        Ok(()) => {
+            master.metrics.bytes_fetched.inc_by(least.saturating_sub(had));
+            true
+        }
+        // Whoever fetches it has put on record meanwhile what is here, perhaps all of it.
+        Err(Failed::Changed) => true,
+        Err(Failed::For(_)) => false,
     }
-    recorded
 }
 
 /// Nobody asks any more where a chunk can be read.
@@ -199,6 +220,26 @@ fn pushed(master: &Master, chunk: ChunkId) -> Vec<String> {
 fn is_sent(master: &Master, chunk: ChunkId, location: &LocationRecord) -> bool {
     let pushed = pushed(master, chunk);
     !pushed.is_empty() && location.copies.iter().all(|copy| pushed.contains(copy))
+}
+
+/// Whether a sealed chunk that was whole here has no copy here any more: each is missing or corrupt, or its chunkserver is given up.
+fn is_of_no_use(master: &Master, listing: &ChunkListing, location: &LocationRecord) -> bool {
+    let (chunk, record) = (listing.chunk, &listing.record);
+    let is_kept = matches!(place_of(master, chunk.volume()), Whereabouts::Here(_) | Whereabouts::Elsewhere);
+    if !is_kept || !record.sealed || record.length == 0 || location.partial.is_some() {
+        return false;
+    }
+    let house = &master.config.house;
+    let (now, grace) = (master.clock.boot(), Duration::from_millis(house.grace_ms));
+    let settle_ns = i64::try_from(house.settle_ms).unwrap_or(i64::MAX).saturating_mul(1_000_000);
+    let settled = repair::is_settled(record.sealed_ns, master.now_since(record.sealed_ns), settle_ns);
+    master.desk(|desk| {
+        location.copies.iter().all(|name| {
+            let condition = repair::condition(&desk.registry, name, now, desk.serving_since, grace);
+            let state = repair::copy_state(&desk.registry, name, condition, chunk, record.length, settled);
+            matches!(state, CopyState::Bad | CopyState::Lost)
+        })
+    })
 }
 
 fn class(master: &Master, volume: VolumeId, id: u32) -> Class {
@@ -250,7 +291,8 @@ fn targets(
     Ok(placed)
 }
 
-fn address_of(master: &Master, chunkserver: &str) -> Option<String> {
+/// Where a chunkserver of this region is reached.
+pub(super) fn address_of(master: &Master, chunkserver: &str) -> Option<String> {
     master.desk(|desk| desk.registry.get(chunkserver).map(|server| server.beat.address.clone()))
 }
 
@@ -308,7 +350,7 @@ fn fetched(master: &Master, chunk: ChunkId, targets: &[String], (length, had): (
     });
     master.metrics.chunks_fetched.inc();
     master.metrics.bytes_fetched.inc_by(length.saturating_sub(had));
-    tracing::debug!(chunk = chunk.0, ?targets, "a chunk was fetched from the home");
+    tracing::debug!(chunk = chunk.0, ?targets, "a chunk was fetched from another region");
 }
 
 /// Has the copies here grow up to what is needed. Where that is where a sealed chunk ends, they may be ended there, too, and compared with what it is to be.
@@ -434,77 +476,6 @@ async fn follow(
         master.geo.note_hints(vec![Hint { chunk: chunk.0, source: Some(afar), pushed }]);
     }
     Ok(())
-}
-
-/// What copies are ordered to have.
-struct Growing {
-    term: u64,
-    chunk: ChunkId,
-    upto: u64,
-    digest: Bytes,
-}
-
-/// Why a copy hasn't it.
-struct NotFollowed {
-    reason: String,
-    /// What it has of the chunk can't become what is wanted.
-    useless: bool,
-    /// It has less, and was told of no source, or couldn't read any of those: another one may do.
-    behind: bool,
-}
-
-impl Growing {
-    /// Has a chunkserver have it; without a source, if it has it already, or so many milliseconds later. Answers how much it has.
-    async fn follow(
-        &self,
-        master: &Master,
-        target: &str,
-        source: Option<&Source>,
-        expected_ms: u32,
-    ) -> Result<u64, NotFollowed> {
-        let Some(address) = address_of(master, target) else {
-            let reason = format!("{target}, which has a part of it, hasn't reported to this leader yet");
-            return Err(NotFollowed { reason, useless: false, behind: false });
-        };
-        let mut failed = NotFollowed {
-            reason: "the home names nobody who has it".to_owned(),
-            useless: false,
-            behind: true,
-        };
-        let holders = match source {
-            Some(source) => source.holders.iter().map(Some).collect(),
-            None => vec![None],
-        };
-        for holder in holders {
-            let order = Follow {
-                chunk: self.chunk.0,
-                epoch: master.epoch(self.chunk.volume()).0,
-                upto: self.upto,
-                custody: master.orders(self.term),
-                source: holder.cloned(),
-                ticket: source.map(|source| Bytes::clone(&source.ticket)).unwrap_or_default(),
-                digest: self.digest.clone(),
-                expected_ms,
-            };
-            let within = PULL_WITHIN + Duration::from_secs(self.upto / PACE_MIN);
-            let link = master.link(Role::Chunkserver, &address);
-            match link.request::<_, Followed>(Method::ChunkFollow, &order, within).await {
-                Ok(followed) => return Ok(followed.length),
-                // Another source would do if it were the source's fault.
-                Err(error) => {
-                    use ErrorCode::{ChunkSealed, Corrupt, DiskFailed};
-                    failed.useless |= matches!(&error, CallFailure::Remote(e) if matches!(e.code(), ChunkSealed | Corrupt | DiskFailed));
-                    let no_source =
-                        if holder.is_some() { ErrorCode::Unavailable } else { ErrorCode::NotFound };
-                    failed.behind &= matches!(&error, CallFailure::Remote(e) if e.code() == no_source);
-                    let from =
-                        holder.map_or_else(String::new, |holder| format!(" from {}", holder.chunkserver));
-                    failed.reason = format!("{target}{from}: {error}");
-                }
-            }
-        }
-        Err(failed)
-    }
 }
 
 /// What is here of a chunk is of no use: it is begun anew on other chunkservers, if there are some. Where there are none, a sealed one is read whole, and takes the

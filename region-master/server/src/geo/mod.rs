@@ -19,12 +19,13 @@
 //! - [`losses`]: account of what failovers lost, and of what is put aside here.
 //! - [`verify`]: home and replica compared by hashes, and [`verify_data`] the bytes of their chunks.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use mooseng_global::View;
 use mooseng_ports::clock::BootTime;
+use mooseng_region::fetching::Aside;
 use mooseng_region::near::Totals;
 use mooseng_replica::needs::Needs;
 use mooseng_replica::unsynced::Unsynced;
@@ -51,6 +52,7 @@ pub mod copy;
 pub mod deleted;
 mod fetch;
 mod giving_up;
+mod growing;
 pub mod joins;
 pub mod lag;
 pub mod leased;
@@ -84,9 +86,6 @@ pub const ROOT_VOLUME: VolumeId = VolumeId(0);
 /// Bytes of the newest entries that are kept in memory.
 pub const TAIL_BYTES_MAX: usize = 16 << 20;
 
-/// Chunks that wait to be fetched at most.
-const WANTED_MAX: usize = 100_000;
-
 /// Chunks whose whereabouts at home are remembered at most.
 const HINTS_MAX: usize = 4_096;
 
@@ -103,8 +102,8 @@ pub struct Geo {
     root: Arc<Seat>,
     /// Those of other volumes.
     others: Mutex<BTreeMap<VolumeId, Arc<Seat>>>,
-    /// Chunks whose bytes aren't in this region.
-    wanted: Mutex<BTreeSet<ChunkId>>,
+    /// Chunks whose bytes aren't in this region, or weren't compared yet, and that nothing waits for.
+    wanted: Mutex<Aside>,
     wanting: Notify,
     /// Where the home has said that chunks can be read, and where their bytes were sent here, until they are whole.
     hints: Mutex<BTreeMap<ChunkId, Hint>>,
@@ -171,7 +170,7 @@ impl Geo {
         let seat = self.seat(volume);
         seat.near.end();
         seat.forget();
-        lock(&self.wanted).retain(|chunk| chunk.volume() != volume);
+        lock(&self.wanted).forget(volume);
         lock(&self.hints).retain(|chunk, _| chunk.volume() != volume);
         self.tail.unsynced(volume, Unsynced::reset);
         seat.moved.send_modify(|count| *count += 1);
@@ -207,24 +206,22 @@ impl Geo {
         self.seat(volume).has_salvage()
     }
 
-    /// A sealed chunk's bytes aren't in this region. Beyond the bound the scan finds it again.
+    /// A sealed chunk's bytes aren't in this region, or weren't compared with what they are to be. Beyond the bound the scan finds it again.
     pub fn want(&self, chunk: ChunkId) {
-        let mut wanted = lock(&self.wanted);
-        if wanted.len() < WANTED_MAX && wanted.insert(chunk) {
+        if lock(&self.wanted).put(chunk) {
             self.wanting.notify_one();
         }
     }
 
-    /// The newest of them, by its number.
+    /// The one of them that came first: where they come faster than they are looked at, each is all the same.
     fn take_wanted(&self) -> Option<ChunkId> {
-        lock(&self.wanted).pop_last()
+        lock(&self.wanted).take()
     }
 
     /// Of how many chunks of a volume a replica here lacks bytes, or hasn't compared them yet: of those that are sealed, and of those that its log names, whether they
     /// grow still or not.
     pub fn awaited(&self, volume: VolumeId) -> usize {
-        let wanted: Vec<ChunkId> =
-            lock(&self.wanted).iter().filter(|chunk| chunk.volume() == volume).copied().collect();
+        let wanted: Vec<ChunkId> = lock(&self.wanted).of(volume).collect();
         let named = self.needs(volume, |needs| {
             // Some are both.
             let others = wanted.iter().filter(|chunk| !needs.lacks(**chunk, u64::MAX)).count();

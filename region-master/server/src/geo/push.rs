@@ -3,6 +3,7 @@
 //! ```text
 //!  region of the set: chains of its chunkservers, placed as it places chunks, and a ticket    (receivers)
 //!  home: a chunk is allocated -> the first of its chain is told to send on what comes          (begin)
+//!        house-keeping has made a chunk -> likewise, and files name it a little later         (go_ahead)
 //!        the log names the chunk -> the hint says where its bytes were sent to               (pushed_to)
 //!  region: those have them already, mostly, and are asked to flush                           (fetch)
 //! ```
@@ -36,6 +37,11 @@ const ASK_EVERY: Duration = Duration::from_secs(20);
 const AGAIN: Duration = Duration::from_secs(1);
 /// How long a chunkserver may take to begin.
 const BEGIN_WITHIN: Duration = Duration::from_secs(2);
+/// How long a chunk that house-keeping has made goes ahead of what names it: at least, and at most.
+const AHEAD_MIN: Duration = Duration::from_millis(20);
+const AHEAD_MAX: Duration = Duration::from_secs(2);
+/// Bytes that come in a millisecond, about.
+const AHEAD_PACE: u64 = 32 << 10;
 /// Chunks of which is remembered where they are sent.
 const PUSHED_MAX: usize = 4_096;
 
@@ -65,6 +71,16 @@ impl Pushing {
         self.pushed.entry(chunk).or_default().insert(region.to_owned(), names);
         while self.pushed.len() > PUSHED_MAX {
             self.pushed.pop_first();
+        }
+    }
+
+    /// A chunk isn't sent to a region after all: nobody there is to wait for it.
+    fn forget(&mut self, chunk: ChunkId, region: &str) {
+        if let Some(of) = self.pushed.get_mut(&chunk) {
+            of.remove(region);
+            if of.is_empty() {
+                self.pushed.remove(&chunk);
+            }
         }
     }
 }
@@ -151,7 +167,7 @@ fn placed(
     Ok((of_default, of_others))
 }
 
-/// A chunk was allocated here: what is appended to it is to be sent to the sync set. Nobody waits for that.
+/// A chunk was allocated here, or made: what is appended to it, or has been, is to be sent to the sync set. Nobody waits for that.
 pub fn begin(master: &Arc<Master>, term: u64, chunk: ChunkId, storage_class: u32, first: Option<&str>) {
     let volume = chunk.volume();
     let regions = sync::others(master, volume);
@@ -170,14 +186,32 @@ pub fn begin(master: &Arc<Master>, term: u64, chunk: ChunkId, storage_class: u32
             next
         };
         let order = Push { chunk: chunk.0, epoch, custody: master.orders(term), chain, ticket };
-        let link = master.link(Role::Chunkserver, &address);
+        let (link, seat) = (master.link(Role::Chunkserver, &address), seat.clone());
         tokio::spawn(async move {
             let begun = link.request::<_, PushBegun>(Method::ChunkPush, &order, BEGIN_WITHIN).await;
             if let Err(failure) = begun {
                 tracing::debug!(chunk = chunk.0, region, %failure, "a chunk isn't sent on as it is appended");
+                lock(&seat.pushing).forget(chunk, &region);
             }
         });
     }
+}
+
+/// Waits, before files name a chunk that house-keeping has made, until the sync set may have it: what names bytes that aren't there yet keeps all fsyncs behind it
+/// waiting, and nobody waits for house-keeping.
+pub async fn go_ahead(master: &Master, chunk: ChunkId, length: u64) {
+    let regions = sync::others(master, chunk.volume());
+    if regions.is_empty() {
+        return;
+    }
+    let way = |region: &String| master.global.as_ref().and_then(|global| global.round_trip_to(region));
+    let longest = regions.iter().filter_map(way).max().unwrap_or_default();
+    tokio::time::sleep(ahead(longest, length)).await;
+}
+
+/// So long it may take: to hear of the chunk, to ask where it is, where it isn't sent, and for its bytes.
+fn ahead(round_trip: Duration, length: u64) -> Duration {
+    (AHEAD_MIN + round_trip * 3 + Duration::from_millis(length / AHEAD_PACE)).min(AHEAD_MAX)
 }
 
 /// Where a chunk's bytes are sent in a region.
@@ -210,6 +244,27 @@ mod tests {
 
     fn of(chain: &[ChainMember]) -> Vec<&str> {
         chain.iter().map(|member| member.chunkserver.as_str()).collect()
+    }
+
+    #[test]
+    fn what_isnt_sent_after_all_is_told_to_nobody() {
+        let mut pushing = Pushing::default();
+        let member = |name: &str| ChainMember { chunkserver: name.into(), address: "a:1".into() };
+        pushing.note(ChunkId(1), "r", &[member("a")]);
+        pushing.note(ChunkId(1), "s", &[member("b")]);
+        pushing.forget(ChunkId(1), "r");
+        pushing.forget(ChunkId(2), "r");
+        assert_eq!(pushing.pushed[&ChunkId(1)].keys().collect::<Vec<_>>(), ["s"]);
+        pushing.forget(ChunkId(1), "s");
+        assert!(pushing.pushed.is_empty());
+    }
+
+    #[test]
+    fn a_chunk_goes_ahead_of_its_names_for_as_long_as_it_takes_within_bounds() {
+        let ms = Duration::from_millis;
+        assert_eq!(ahead(Duration::ZERO, 0), AHEAD_MIN);
+        assert_eq!(ahead(ms(60), 2 << 20), AHEAD_MIN + ms(180 + 64));
+        assert_eq!(ahead(ms(200), CHUNK_BYTES_MAX), AHEAD_MAX);
     }
 
     #[test]

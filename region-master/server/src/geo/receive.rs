@@ -204,15 +204,18 @@ pub(super) async fn replay(
         // What must be kept to undo them may have left no room for all of them, or for any.
         let taken = now.partition_point(|entry| entry.at <= record.position());
         coming.truncate(taken);
-        complete::note(master, volume, after, coming);
+        let noted = complete::note(master, volume, after, coming);
         master.metrics.log_replayed.inc_by(taken as u64);
         want_chunks(master, volume, &now[..taken]);
+        if let Some(noted) = noted {
+            noted.look_again().await;
+        }
         rest = &rest[taken..];
     }
     Ok(record)
 }
 
-/// Sealed chunks that entries tell of are fetched: what was written last is read first.
+/// Sealed chunks that entries tell of are fetched, or compared, in the order in which they come.
 fn want_chunks(master: &Master, volume: VolumeId, entries: &[Entry]) {
     for changes in entries.iter().filter_map(|entry| entry.changes().ok()) {
         chunks::sealed(volume, &changes).for_each(|chunk| master.geo.want(chunk));

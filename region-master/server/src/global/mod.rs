@@ -451,8 +451,13 @@ fn note_renewals(appended: Arc<Mutex<Appended>>, clock: Arc<dyn Clock>) -> OnApp
     }))
 }
 
-fn node_config(own: &MasterConfig, config: &GlobalConfig) -> NodeConfig {
+/// A master's number in the group.
+pub(crate) fn member(own: &MasterConfig, config: &GlobalConfig) -> u64 {
     let number = config.regions.iter().find(|r| r.name == own.region).map_or(0, |r| r.number);
+    voters::node_id(number, own.id)
+}
+
+fn node_config(own: &MasterConfig, config: &GlobalConfig) -> NodeConfig {
     let raft = &config.raft;
     NodeConfig {
         group: GLOBAL_GROUP,
@@ -468,8 +473,10 @@ fn node_config(own: &MasterConfig, config: &GlobalConfig) -> NodeConfig {
         log_bytes_kept: LOG_BYTES_MAX / 4,
         // A home that is moved, or follows a lost one, begins when its region hears of it.
         tells_commits: true,
+        // Its members are far from each other.
+        defer: Duration::ZERO,
         ..NodeConfig::new(
-            voters::node_id(number, own.id),
+            member(own, config),
             &format!("{}/{}", own.region, own.name),
             &own.advertise,
             &own.zone,

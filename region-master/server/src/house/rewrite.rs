@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   scan -> Choice -> group -> pieces of files -> build on one chunkserver -> pulls by the others -> record -> swaps through the gate
+//!                                                          \-> sent to the sync set of a `geo` volume      \-> not before they may have it
 //! ```
 //! The new chunk has no record before as many copies of it are durable as a chunk needs, and nothing names it before it has one. Until then its
 //! copies are strays, which are deleted unless this keeper is at work on them; with a record and without a user it is collected like any
@@ -31,6 +32,7 @@ use tokio::time::Instant;
 use super::Keeper;
 use crate::desk::Desk;
 use crate::errors::record_failed;
+use crate::geo::push;
 use crate::master::Master;
 use crate::own::{self, Changes, Repeat};
 use crate::records::transact;
@@ -409,6 +411,7 @@ impl Order<'_> {
         if copies.len() < class.min_copies {
             return Err(failed(format!("the new chunk has {} copies only", copies.len())));
         }
+        push::begin(self.master, self.term, self.to, self.class, Some(first.as_str()));
         Ok(copies)
     }
 
@@ -432,7 +435,7 @@ impl Order<'_> {
         BUILD_WITHIN + Duration::from_secs(self.length / slowest)
     }
 
-    /// Puts the chunk on record. From then on it lives like any other.
+    /// Puts the chunk on record. From then on it lives like any other. Returns once other regions that fsyncs wait for may have it: then files may name it.
     pub(super) async fn put_on_record(&self, inode: InodeId, copies: Vec<String>) -> Result<(), CallError> {
         let now_ns = self.master.clock.unix_ns();
         let record = ChunkRecord {
@@ -472,6 +475,7 @@ impl Order<'_> {
                 desk.registry.changed(name, &[(self.to, copy)], &[]);
             }
         });
+        push::go_ahead(self.master, self.to, self.length).await;
         Ok(())
     }
 

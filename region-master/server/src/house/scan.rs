@@ -9,7 +9,9 @@ use mooseng_namespace::upkeep::{self, ChunkListing};
 use mooseng_ports::clock::BootTime;
 use mooseng_ports::plant::{self, Plant};
 use mooseng_region::registry::CopyFacts;
-use mooseng_region::repair::{self, CopyState, Decision, Member, Need, OpenFacts, Servers};
+use mooseng_region::repair::{
+    self, Condition, CopyState, Decision, Member, Need, OpenFacts, Server, Servers,
+};
 use mooseng_schema::location::LocationRecord;
 use mooseng_wire::call::CallError;
 use mooseng_wire::chunk::{Close, Sealed};
@@ -351,7 +353,7 @@ impl Keeper<'_> {
 
     fn look_at_sealed(&mut self, desk: &Desk, servers: &Servers, listing: &ChunkListing, page: &mut Page) {
         let facts = self.facts(desk, listing);
-        // The home has it: what is lost may come back, but what is there and of no use doesn't become so.
+        // The home has it: what is there and of no use doesn't become so, and is taken off the record at once.
         let useless = facts.copies.iter().all(|(_, state)| *state == CopyState::Bad);
         if self.replica && useless && !facts.copies.is_empty() && listing.used.extents > 0 {
             page.useless.push(listing.clone());
@@ -361,8 +363,11 @@ impl Keeper<'_> {
         self.count(desk, servers, listing, reachable);
         self.scan.bytes += listing.record.length;
         self.scan.bytes_live += listing.used.bytes.min(listing.record.length);
-        // Another region may have it: the home of before, from which it hadn't come.
-        if listing.used.extents > 0 && facts.copies.is_empty() && self.master.global.is_some() {
+        // Another region may have it: the home of before, from which it hadn't come, one that has it from here, or a replica's home. What is lost may be back before it comes.
+        let is_gone = |(_, state): &(String, CopyState)| matches!(state, CopyState::Bad | CopyState::Lost);
+        let is_wanted = listing.used.extents > 0 && facts.copies.iter().all(is_gone);
+        let has_others = || if self.replica { !useless } else { self.has_others() };
+        if is_wanted && has_room(servers, facts.class.min_copies) && has_others() {
             self.master.geo.want(listing.chunk);
         }
         // What nothing uses isn't worth a copy.
@@ -386,6 +391,11 @@ impl Keeper<'_> {
             Decision::Adopt { .. } => self.queue.put(listing.chunk, Need::Endangered { good: 1 }),
             Decision::Drop { server } => page.drops.push((listing.clone(), server)),
         }
+    }
+
+    /// Whether other regions have the volume, too.
+    fn has_others(&self) -> bool {
+        self.master.geo.view().is_some_and(|view| view.replicas_of(self.volume).next().is_some())
     }
 
     async fn carry_out(&mut self, mut page: Page) -> Vec<CallError> {
@@ -530,6 +540,12 @@ impl Keeper<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether there are chunkservers that a chunk could be fetched to.
+fn has_room(servers: &Servers, min_copies: usize) -> bool {
+    let takes = |server: &&Server| server.condition == Condition::Here && server.candidate.writable;
+    servers.values().filter(takes).count() >= min_copies.max(1)
 }
 
 /// Whether a copy that is reported as unsealed is to be told where its chunk ends. Not one that isn't known to be all that it is to be: where it is compared with

@@ -315,8 +315,13 @@ async fn status_says_of_which_volume_a_session_is() {
     let regions = two().await;
     let mut mount = of_volume(&regions, "c", &["b"], SECOND);
     mount.make("inner").await;
-    let status = admin(&regions, "b").await.status(StatusRequest {}).await.unwrap().into_inner();
-    let sessions: Vec<_> =
-        status.sessions.iter().map(|s| (s.host.as_str(), s.volume, s.volume_path.as_str())).collect();
-    assert_eq!(sessions, [("host", 1, "/d")]);
+    until("the session is told, and no other one", async || {
+        // Its lease may have run out meanwhile.
+        mount.find("inner").await;
+        let status = admin(&regions, "b").await.status(StatusRequest {}).await.unwrap().into_inner();
+        let told = |s: &SessionStatus| (s.host.clone(), s.volume, s.volume_path.clone());
+        let sessions: Vec<_> = status.sessions.iter().map(told).collect();
+        sessions == [("host".to_owned(), 1, "/d".to_owned())]
+    })
+    .await;
 }

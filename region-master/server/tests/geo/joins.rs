@@ -23,7 +23,6 @@ use mooseng_wire::geo::{NearRead, NearReply, Place};
 use mooseng_wire::global::change::Change;
 use mooseng_wire::global::{CreateVolume, DeleteVolume, JoinVolume, LeaveVolume};
 use mooseng_wire::method::Method;
-use mooseng_wire::session::{Request, Response};
 use mooseng_wire::{InodeId, VolumeId};
 use tokio::time::Instant;
 
@@ -75,10 +74,8 @@ async fn answer(mount: &Client, op: Op) -> Reply {
     let is_read = matches!(op, Op::Lookup(_));
     let number = if is_read { 0 } else { mount.number.fetch_add(1, Ordering::SeqCst) + 1 };
     let oldest_unanswered = if is_read { mount.number.load(Ordering::SeqCst) + 1 } else { number };
-    let request = Request { oldest_unanswered, ..mount.request(number, op).await };
     let method = if is_read { Method::FsRead } else { Method::FsChange };
-    let response: Response = mount.call(method, &request).await.unwrap();
-    response.reply.unwrap().reply.unwrap()
+    super::asked(mount, method, number, oldest_unanswered, op).await.reply.unwrap().reply.unwrap()
 }
 
 async fn errno(mount: &Client, op: Op) -> u32 {

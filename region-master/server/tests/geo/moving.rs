@@ -21,7 +21,7 @@ use mooseng_wire::{Epoch, InodeId, Role, VolumeId};
 use tokio::time::Instant;
 
 use super::common::regions::{Regions, identity_of};
-use super::common::until;
+use super::common::{unlapsed, until};
 use super::{addresses, caught_up, lookup, serves_as_home, serving};
 
 const ONE: Duration = Duration::from_secs(2);
@@ -94,11 +94,30 @@ impl Mount {
         self.links[self.at].request::<_, Renewed>(Method::Renew, &renew, ONE).await.map(drop)
     }
 
-    /// Waits for something, while its session and another mount's are kept: their leases are short.
-    async fn renewing<T>(&self, other: &Self, work: impl Future<Output = T>) -> T {
+    /// Renews its lease. None where that ran out on the way, or the machine is too busy to say.
+    pub async fn kept(&self) -> Option<()> {
+        match self.renew().await {
+            Ok(()) => Some(()),
+            Err(CallFailure::Timeout(_)) => None,
+            Err(CallFailure::Remote(e))
+                if matches!(e.code(), ErrorCode::SessionExpired | ErrorCode::Unavailable) =>
+            {
+                None
+            }
+            Err(failure) => panic!("it can't renew its lease: {failure}"),
+        }
+    }
+
+    /// None where its lease has run out since it was of that incarnation: what it had then isn't its own any more.
+    pub async fn lasts(&self, incarnation: u64) -> Option<()> {
+        self.kept().await.filter(|()| self.session.incarnation == incarnation)
+    }
+
+    /// Waits for something, while its session and other mounts' are kept: their leases are short.
+    pub async fn renewing<T>(&self, others: &[&Self], work: impl Future<Output = T>) -> T {
         let keep = async {
             loop {
-                for mount in [self, other] {
+                for mount in [self].iter().chain(others) {
                     // A home that is about to move refuses.
                     let _ = mount.renew().await;
                 }
@@ -323,6 +342,10 @@ async fn a_geo_volumes_home_moves_under_load_and_nothing_is_lost() {
 /// A home that becomes it again would go on with locks that their owners have given up elsewhere.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn locks_of_an_earlier_time_as_the_home_are_nobodys() {
+    unlapsed(locks_are_nobodys).await;
+}
+
+async fn locks_are_nobodys() -> Option<()> {
     let regions = Regions::start(&[("a", 1), ("b", 1), ("w", 1)]).await;
     serves_as_home(&regions, "a", 1).await;
     let mut one = Mount::new(&regions, "one", &["a", "b"]);
@@ -344,7 +367,10 @@ async fn locks_of_an_earlier_time_as_the_home_are_nobodys() {
             _ => false,
         }
     };
-    assert!(take(&mut one).await && !take(&mut two).await);
+    assert!(take(&mut one).await);
+    let both = take(&mut two).await;
+    one.kept().await?;
+    assert!(!both, "it is the other one's");
     caught_up_once(&regions).await;
     order(&serving(&regions, "a").unwrap().clone(), "b", false).await.unwrap();
     serves_as_home(&regions, "b", 2).await;
@@ -361,6 +387,7 @@ async fn locks_of_an_earlier_time_as_the_home_are_nobodys() {
     serves_as_home(&regions, "a", 3).await;
     one.find("d").await;
     assert!(take(&mut two).await, "nobody has it");
+    Some(())
 }
 
 fn spec_of(op: &Op) -> LockSpec {
@@ -378,6 +405,10 @@ fn ranged(inode: u64, owner: u64, start: u64, end: u64) -> Lock {
 /// A new home gives nobody a lock before all have said what they have.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn locks_go_along_with_the_home() {
+    unlapsed(locks_go_along).await;
+}
+
+async fn locks_go_along() -> Option<()> {
     let regions = Regions::start(&[("a", 1), ("b", 1), ("w", 1)]).await;
     serves_as_home(&regions, "a", 1).await;
     let mut one = Mount::new(&regions, "one", &["a", "b"]);
@@ -399,22 +430,27 @@ async fn locks_go_along_with_the_home() {
             assert!(take(mount, lock).await);
         }
     }
-    one.renewing(&two, caught_up_once(&regions)).await;
+    // Each in its first incarnation: what it had before it came back once wasn't its own any more.
+    let lives = (1, 1);
+    one.renewing(&[&two], caught_up_once(&regions)).await;
+    one.lasts(lives.0).await?;
+    two.lasts(lives.1).await?;
     let home = serving(&regions, "a").unwrap().clone();
-    one.renewing(&two, order(&home, "b", false)).await.unwrap();
+    one.renewing(&[&two], order(&home, "b", false)).await.unwrap();
     serves_as_home(&regions, "b", 2).await;
     // The first asks for what it has not while the other one hasn't come.
     let (asked, there) = (ranged(inode, 2, 15, 25), ranged(inode, 1, 40, 49));
-    let first = async {
-        let taken = take(&mut one, asked).await;
-        assert!(!taken, "both have a part of it: lost {:?}, in {:?}", one.lost, one.session);
-        assert!(take(&mut one, there).await);
-    };
+    let first = async { (take(&mut one, asked).await, take(&mut one, there).await) };
     let second = async {
         tokio::time::sleep(Duration::from_millis(300)).await;
-        assert_eq!(two.find("d").await, Some(inode));
+        two.find("d").await
     };
-    tokio::join!(first, second);
+    let ((taken, beside), found) = tokio::join!(first, second);
+    one.lasts(lives.0).await?;
+    two.lasts(lives.1).await?;
+    assert!(!taken, "both have a part of it: lost {:?}, in {:?}", one.lost, one.session);
+    assert!(beside);
+    assert_eq!(found, Some(inode));
     for mount in [&one, &two] {
         assert_eq!(mount.lost, Some(vec![]));
     }
@@ -423,23 +459,32 @@ async fn locks_go_along_with_the_home() {
     let unlock = Op::Unlock(Unlock { inode, lock: ranged(inode, 1, 0, 9).lock });
     one.call(Method::FsChange, one.number, unlock).await;
     assert!(take(&mut two, ranged(inode, 1, 0, 5)).await);
-    assert!(!take(&mut two, ranged(inode, 1, 20, 20)).await);
+    let taken = take(&mut two, ranged(inode, 1, 20, 20)).await;
+    one.lasts(lives.0).await?;
+    two.lasts(lives.1).await?;
+    assert!(!taken, "it is the other one's");
     // Nor does anybody get what others have who say so first.
     two.locks = vec![ranged(inode, 1, 0, 5), ranged(inode, 1, 10, 19), ranged(u64::from(u32::MAX), 1, 0, 0)];
     one.locks = vec![ranged(inode, 1, 20, 29), ranged(inode, 1, 40, 49)];
-    until("the old home is near", async || {
+    let near = until("the old home is near", async || {
         let shipped = serving(&regions, "b").map(|home| home.geo.shipped(ROOT_VOLUME)).unwrap_or_default();
         shipped.get("a").is_some_and(|a| !a.copying && a.complete.is_some())
-    })
-    .await;
-    one.find("d").await;
-    two.find("d").await;
-    order(&serving(&regions, "b").unwrap().clone(), "a", false).await.unwrap();
+    });
+    one.renewing(&[&two], near).await;
+    one.lasts(lives.0).await?;
+    two.lasts(lives.1).await?;
+    let home = serving(&regions, "b").unwrap().clone();
+    one.renewing(&[&two], order(&home, "a", false)).await.unwrap();
     serves_as_home(&regions, "a", 3).await;
     tokio::join!(one.find("d"), two.find("d"));
+    one.lasts(lives.0).await?;
+    two.lasts(lives.1).await?;
     assert_eq!((&two.lost, &one.lost), (&Some(vec![2]), &Some(vec![])), "no such inode");
-    assert!(!take(&mut two, ranged(inode, 1, 40, 40)).await);
+    let taken = take(&mut two, ranged(inode, 1, 40, 40)).await;
+    one.lasts(lives.0).await?;
+    assert!(!taken, "it is the other one's");
     assert!(take(&mut one, ranged(inode, 1, 6, 9)).await, "that was given up");
+    Some(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -45,7 +45,7 @@ impl Region {
         // Only its configuration is of use.
         let mut plain = Cluster::start(1, Arc::new(OsClock)).await;
         plain.kill(0).await;
-        let config = MasterConfig { session_lease_ms: 3_000, ..plain.sites.remove(0).config };
+        let config = MasterConfig { session_lease_ms: 8_000, ..plain.sites.remove(0).config };
         let base = MemoryBase::on_disk(Arc::new(SimDisk::default()), Path::new("/store")).unwrap();
         Self { authority, dir, config, disk: SimDisk::default(), base }
     }
