@@ -1,7 +1,8 @@
 //! Which seeds have what came to the simulation later than the rest, and what draws it.
 //!
 //! What is added changes what else is drawn, and with it which planted bug a seed finds. So it is in a share of the seeds, none of which `docs/simulation.md` has
-//! as the one that found a bug last; the others run as they did, to the byte. Each kind is drawn by a generator of its own.
+//! as the one that found a bug last, but for the bugs that are planted in what was added; the others run as they did, to the byte. Each kind is drawn by a generator of
+//! its own.
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -19,6 +20,16 @@ pub fn faults_within(seed: u64) -> bool {
 /// Whether chunkservers come up with each other's data disks.
 pub fn swaps(seed: u64) -> bool {
     matches!(seed % 11, 0 | 3 | 8)
+}
+
+/// For how long a leader keeps entries back, in milliseconds, from followers whose answer no commit needs. Flushes and messages take their time here.
+pub fn defer_ms(seed: u64) -> u64 {
+    if matches!(seed % 23, 3 | 6 | 8 | 11 | 13 | 18 | 20 | 22) { 40 } else { 0 }
+}
+
+/// Whether clients lock a file, too, that is mostly one client's, so that this one gives the locks by itself (docs/decisions/0048-locks-alone.md).
+pub fn locks_alone(seed: u64) -> bool {
+    matches!(seed % 19, 3 | 8 | 10 | 14 | 17)
 }
 
 /// What draws one kind of choices in a seed: others aren't shifted by it.

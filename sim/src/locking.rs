@@ -1,5 +1,7 @@
 //! Clients that lock one file, and what must hold: nobody is inside with somebody whose lease stands, and whoever is inside alone sees what was
-//! written inside before.
+//! written inside before; of one region, whoever is inside has the lock as long as its session lives.
+//!
+//! In some seeds they lock another file, too, which is mostly one client's: its locks that client gives by itself, and has them recorded when another one comes.
 
 use std::time::Duration;
 
@@ -8,16 +10,55 @@ use mooseng_client::{Caller, FileSystem, FsError, HandleId, LockKind, LockReques
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-const NAME: &[u8] = b"locked";
+use crate::hosts::now;
+use crate::kinds;
+
+/// Tasks of each client that lock the file that is mostly one's.
+pub const TASKS: u8 = 2;
+/// For how long it is one client's.
+const TURN_MS: u64 = 8_000;
+/// One time in so many somebody comes whose turn it isn't.
+const VISITS: u32 = 60;
+/// What draws whose turn it is, and what whoever locks that file does.
+const TURNS: u64 = 0x70_12f5;
+const MOSTLY_ONES: u64 = 0xa1_07e5;
 /// How long a lock may take once everything was healed.
 const SERVED: Duration = Duration::from_secs(120);
 /// Errors that faults excuse wherever there are locks: EINTR, EIO, EAGAIN, ETIMEDOUT.
 pub const EXCUSED: [i32; 4] = [4, 5, 11, 110];
 
+/// What is locked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockedFile {
+    /// All clients lock it, all the time.
+    Common,
+    /// For some time one client does, and then perhaps another one; and others come by.
+    MostlyOnes,
+}
+
+impl LockedFile {
+    fn name(self) -> &'static [u8] {
+        match self {
+            Self::Common => b"locked",
+            Self::MostlyOnes => b"locked by one",
+        }
+    }
+
+    /// How long somebody is inside at most.
+    fn stay_ms(self) -> u64 {
+        match self {
+            Self::Common => 800,
+            Self::MostlyOnes => 400,
+        }
+    }
+}
+
 /// Where those who lock tell what they do, and what is wrong.
 pub trait Board: Clone {
-    /// What they share.
-    fn locked<T>(&self, f: impl FnOnce(&mut Locked) -> T) -> T;
+    /// What those share who lock that file.
+    fn locked<T>(&self, file: LockedFile, f: impl FnOnce(&mut Locked) -> T) -> T;
+    /// Whether a session that lives keeps its locks: they may be lost with a home.
+    fn keeps_locks(&self) -> bool;
     /// Nothing excuses that.
     fn violation(&self, what: String);
     /// Faults are over.
@@ -39,9 +80,17 @@ pub struct Inside {
 impl Inside {
     /// Whether its lease stands, and it wasn't told that the lock is lost: then nobody may have taken it.
     fn is_sure(&self) -> bool {
+        self.lives() && self.fs.status().lease_left_ms.is_some() && !self.has_lost()
+    }
+
+    /// Whether the session's life goes on in which it got the lock, as far as its client knows.
+    fn lives(&self) -> bool {
         let status = self.fs.status();
-        let lives = status.lease_left_ms.is_some() && (status.session, status.incarnation) == self.life;
-        lives && !self.fs.has_lost_locks(self.request.handle)
+        (status.session, status.incarnation) == self.life
+    }
+
+    fn has_lost(&self) -> bool {
+        self.fs.has_lost_locks(self.request.handle)
     }
 
     fn conflicts(&self, other: &LockRequest) -> bool {
@@ -65,30 +114,42 @@ pub struct Locked {
 /// Works with locks until the faults are over, and takes one last then: nothing may be left behind.
 pub async fn work(fs: FileSystem, number: u8, seed: u64, board: impl Board) {
     let rng = StdRng::seed_from_u64(seed ^ 0x10c5 ^ (u64::from(number) << 48));
-    let caller = Caller { kernel_checked: true, ..Caller::default() };
-    let mut locker = Locker { fs, caller, number, rng, board };
+    let mut locker = Locker::new(fs, LockedFile::Common, number, rng, board);
     while !locker.board.is_healed() {
-        match locker.open().await {
-            Ok(handle) => {
-                for _ in 0..locker.rng.random_range(1..6) {
-                    locker.once(handle).await;
-                }
-                let _ = locker.fs.release(handle).await;
-            }
-            Err(error) => locker.excuse("opening", &error),
+        locker.come().await;
+        let pause = locker.rng.random_range(0..300);
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+    }
+    locker.end().await;
+}
+
+/// The same of one of a client's tasks with the file that is mostly one's, of so many clients.
+pub async fn work_mostly_alone(
+    fs: FileSystem,
+    (client, task): (u8, u8),
+    clients: u8,
+    seed: u64,
+    board: impl Board,
+) {
+    let number = client * TASKS + task;
+    let rng = kinds::draws(seed, MOSTLY_ONES ^ (u64::from(number) << 48));
+    let mut locker = Locker::new(fs, LockedFile::MostlyOnes, number, rng, board);
+    while !locker.board.is_healed() {
+        let turn = now().as_millis() as u64 / TURN_MS;
+        let whose = kinds::draws(seed, TURNS ^ (turn << 32)).random_range(0..clients);
+        let comes_by = locker.rng.random_range(0..VISITS) == 0;
+        if whose == client || comes_by {
+            locker.come().await;
         }
         let pause = locker.rng.random_range(0..300);
         tokio::time::sleep(Duration::from_millis(pause)).await;
     }
-    for kind in [LockKind::File, LockKind::Range] {
-        if tokio::time::timeout(SERVED, locker.last(kind)).await.is_err() {
-            locker.violation(format!("a lock of the kind {kind:?} is held by nobody who lives"));
-        }
-    }
+    locker.end().await;
 }
 
 struct Locker<B> {
     fs: FileSystem,
+    file: LockedFile,
     caller: Caller,
     number: u8,
     rng: StdRng,
@@ -96,14 +157,42 @@ struct Locker<B> {
 }
 
 impl<B: Board> Locker<B> {
+    fn new(fs: FileSystem, file: LockedFile, number: u8, rng: StdRng, board: B) -> Self {
+        let caller = Caller { kernel_checked: true, ..Caller::default() };
+        Self { fs, file, caller, number, rng, board }
+    }
+
+    /// Opens the file, locks it some times, and closes it.
+    async fn come(&mut self) {
+        match self.open().await {
+            Ok(handle) => {
+                for _ in 0..self.rng.random_range(1..6) {
+                    self.once(handle).await;
+                }
+                let _ = self.fs.release(handle).await;
+            }
+            Err(error) => self.excuse("opening", &error),
+        }
+    }
+
+    /// Faults are over: nothing may be left behind.
+    async fn end(&mut self) {
+        for kind in [LockKind::File, LockKind::Range] {
+            if tokio::time::timeout(SERVED, self.last(kind)).await.is_err() {
+                self.violation(format!("a lock of the kind {kind:?} is held by nobody who lives"));
+            }
+        }
+    }
+
     async fn open(&self) -> Result<HandleId, FsError> {
         // O_RDWR | O_CREAT
-        let made = self.fs.create(&self.caller, self.fs.root(), NAME, 0o644, 0o2 | 0o100).await?;
+        let flags = 0o2 | 0o100;
+        let made = self.fs.create(&self.caller, self.fs.root(), self.file.name(), 0o644, flags).await?;
         Ok(made.handle)
     }
 
     fn violation(&self, what: String) {
-        self.board.violation(format!("locker {}: {what}", self.number));
+        self.board.violation(format!("locker {} of the file {:?}: {what}", self.number, self.file));
     }
 
     fn excuse(&self, what: &str, error: &FsError) {
@@ -158,7 +247,7 @@ impl<B: Board> Locker<B> {
     async fn inside(&mut self, request: LockRequest) {
         let status = self.fs.status();
         let life = (status.session, status.incarnation);
-        let entered = self.board.locked(|locked| {
+        let (broken, has_lost) = self.board.locked(self.file, |locked| {
             let broken = locked
                 .inside
                 .iter()
@@ -166,25 +255,38 @@ impl<B: Board> Locker<B> {
             let broken =
                 broken.map(|other| format!("{request:?} beside {:?} of {}", other.request, other.number));
             let inside = Inside { number: self.number, request, life, fs: self.fs.clone() };
+            let has_lost = inside.has_lost();
             locked.inside.push(inside);
             locked.times += 1;
-            broken
+            (broken, has_lost)
         });
-        if let Some(broken) = entered {
+        if let Some(broken) = broken {
             self.violation(broken);
         }
         if request.exclusive && request.kind == LockKind::File {
             self.count(request.handle).await;
         }
-        let stay = self.rng.random_range(0..800);
+        let stay = self.rng.random_range(0..self.file.stay_ms());
         tokio::time::sleep(Duration::from_millis(stay)).await;
-        self.board.locked(|locked| locked.inside.retain(|other| other.number != self.number));
+        let inside = self.board.locked(self.file, |locked| {
+            let at = locked.inside.iter().position(|inside| inside.number == self.number)?;
+            Some(locked.inside.remove(at))
+        });
+        // Whatever becomes of leaders, and of other clients. What was taken through the handle before, in another way, may have been lost already.
+        if self.board.keeps_locks()
+            && !has_lost
+            && let Some(inside) = inside
+            && inside.lives()
+            && inside.has_lost()
+        {
+            self.violation(format!("{request:?} is lost in the life of the session that it was given to"));
+        }
     }
 
     /// What was written inside before is seen, and a number written for the next.
     async fn count(&mut self, handle: HandleId) {
         let era = self.board.era();
-        let expected = self.board.locked(|locked| locked.number.take());
+        let expected = self.board.locked(self.file, |locked| locked.number.take());
         let expected = expected.and_then(|(of, number)| (of == era).then_some(number));
         let Ok(bytes) = self.fs.read(&self.caller, handle, 0, 8).await else { return };
         let seen = bytes.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
@@ -197,7 +299,7 @@ impl<B: Board> Locker<B> {
         let synced = self.fs.fsync(handle, false).await;
         if written.is_ok() && synced.is_ok() {
             let is_same = self.board.era() == era;
-            self.board.locked(|locked| {
+            self.board.locked(self.file, |locked| {
                 // Without a lease others may have been inside meanwhile.
                 let sure = locked.inside.iter().any(|i| i.number == self.number && i.is_sure());
                 locked.number = (sure && is_same).then_some((era, seen + 1));

@@ -16,6 +16,7 @@ use crate::copies::Copies;
 use crate::faults::{Nemesis, Shape};
 use crate::history::{self, Call};
 use crate::hosts::{self, Host, SERVERS, SUBSTITUTE, SimClock};
+use crate::kinds;
 use crate::machines::Counts;
 use crate::watch::Watch;
 use crate::workload::{self, Shared};
@@ -30,7 +31,8 @@ const SETTLING: Duration = Duration::from_secs(90);
 const COMPARE_EVERY: Duration = Duration::from_millis(250);
 /// How often copies are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
-const CLIENTS: u8 = 2;
+/// How many clients there are.
+pub const CLIENTS: u8 = 2;
 
 /// What a run came to.
 #[derive(Debug)]
@@ -47,6 +49,8 @@ pub struct Summary {
     pub appended: (usize, usize),
     /// How often a directory was listed.
     pub listings: usize,
+    /// How often the file was locked that is mostly one client's, and how many locks clients gave by themselves.
+    pub locked_by_one: (usize, u64),
     /// Chunks that extents named at some time.
     pub chunks: usize,
     /// How often a copy of one had changed on a disk and was looked at.
@@ -84,6 +88,13 @@ impl fmt::Display for Summary {
         let (appended, durable) = self.appended;
         if appended > 0 {
             write!(f, ", {appended} records appended ({durable} synced), {} listings", self.listings)?;
+        }
+        let (times, given) = self.locked_by_one;
+        if times > 0 {
+            write!(
+                f,
+                ", {times} times locked the file that is mostly one's ({given} locks were given by clients)"
+            )?;
         }
         Ok(())
     }
@@ -123,6 +134,7 @@ pub fn run(seed: u64) -> Result<Summary> {
         entries_between_snapshots: shape.snapshots.0,
         entries_kept: shape.snapshots.1,
         segment_bytes: 256 << 10,
+        defer_ms: kinds::defer_ms(seed),
         ..RaftConfig::default()
     };
     let house = if shape.hasty { hosts::hasty() } else { hosts::patient() };
@@ -210,6 +222,7 @@ impl Run<'_> {
             unknown: notes.operations.iter().filter(|o| o.returned.is_none()).count(),
             appended: notes.appended.counts(),
             listings: notes.listings,
+            locked_by_one: (notes.locked_by_one.times, notes.given_alone),
             chunks,
             looks,
             rewritten,

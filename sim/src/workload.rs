@@ -15,8 +15,9 @@ use crate::history::{Call, Operation, Reply};
 use crate::hosts::{Host, REGION, RETRY, master_addresses};
 use crate::kinds;
 use crate::listing;
-use crate::locking::{self, Board, Locked};
+use crate::locking::{self, Board, Locked, LockedFile};
 use crate::network::network;
+use crate::run::CLIENTS;
 use crate::watch::Watch;
 
 /// Names in the one directory that all clients work in.
@@ -59,6 +60,10 @@ pub struct Notes {
     pub made_alone: u64,
     /// Those who lock.
     pub locked: Locked,
+    /// Those who lock the file that is mostly one client's.
+    pub locked_by_one: Locked,
+    /// Locks that clients gave by themselves.
+    pub given_alone: u64,
     /// Those who append.
     pub appended: Appended,
     /// How often a directory was listed.
@@ -71,8 +76,15 @@ pub struct Notes {
 pub type Shared = Arc<Mutex<Notes>>;
 
 impl Board for Shared {
-    fn locked<T>(&self, f: impl FnOnce(&mut Locked) -> T) -> T {
-        with(self, |notes| f(&mut notes.locked))
+    fn locked<T>(&self, file: LockedFile, f: impl FnOnce(&mut Locked) -> T) -> T {
+        with(self, |notes| match file {
+            LockedFile::Common => f(&mut notes.locked),
+            LockedFile::MostlyOnes => f(&mut notes.locked_by_one),
+        })
+    }
+
+    fn keeps_locks(&self) -> bool {
+        true
     }
 
     fn violation(&self, what: String) {
@@ -540,14 +552,24 @@ pub async fn client(number: u8, seed: u64, host: Host, watch: Watch, shared: Sha
     let work = (0..TASKS).map(|task| worker(task).work());
     let locks = locking::work(fs.clone(), number, seed, shared.clone());
     let usual = async { tokio::join!(futures::future::join_all(work), locks) };
-    let (workers, ()) = if kinds::appends(seed) {
-        let desk = Desk { fs: fs.clone(), shared: shared.clone() };
-        let append =
-            |task: u8| appending::work(fs.clone(), (number, number * TASKS + task), seed, desk.clone());
-        let (worked, _) = tokio::join!(usual, futures::future::join_all((0..TASKS).map(append)));
+    let working = async {
+        if kinds::appends(seed) {
+            let desk = Desk { fs: fs.clone(), shared: shared.clone() };
+            let append =
+                |task: u8| appending::work(fs.clone(), (number, number * TASKS + task), seed, desk.clone());
+            let (worked, _) = tokio::join!(usual, futures::future::join_all((0..TASKS).map(append)));
+            worked
+        } else {
+            usual.await
+        }
+    };
+    let (workers, ()) = if kinds::locks_alone(seed) {
+        let lock =
+            |task: u8| locking::work_mostly_alone(fs.clone(), (number, task), CLIENTS, seed, shared.clone());
+        let (worked, _) = tokio::join!(working, futures::future::join_all((0..locking::TASKS).map(lock)));
         worked
     } else {
-        usual.await
+        working.await
     };
     let Some(mut worker) = workers.into_iter().next() else { return Ok(()) };
     for n in 0..NAMES + 2 * OWN_NAMES {
@@ -565,6 +587,7 @@ pub async fn client(number: u8, seed: u64, host: Host, watch: Watch, shared: Sha
         notes.lapses.insert(number, status.lapses);
         notes.lost_names |= status.untold_lost > 0;
         notes.made_alone += status.made_alone;
+        notes.given_alone += status.locks_alone;
         if status.lapses == 0 && status.untold_lost > 0 {
             notes.violations.push(format!("client {number} lost names although its lease never lapsed"));
         }

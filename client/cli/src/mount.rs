@@ -291,14 +291,13 @@ async fn run(
     if let Some((session, incarnation)) = request.again {
         // Its process is gone: what it was promised, and its locks, keep nobody waiting.
         fs.end_session_of_dead(session, incarnation).await;
-        // As late as can be: until now what is below the path said that it isn't connected, and nobody wrote to the directory under it.
-        if !take_away_dead(&request.path)? {
-            tracing::info!(path = %request.path.display(), "the dead mount was taken away, and isn't made again");
-            tree.close().await;
-            return Ok(());
-        }
     }
-    let handle = mount_fuse(&request, tree.clone(), tokio).await?;
+    // In the place of a dead mount as late as can be: until now what is below the path said that it isn't connected, and nobody wrote to the directory under it.
+    let Some(handle) = mount_fuse(&request, tree.clone(), tokio).await? else {
+        tracing::info!(path = %request.path.display(), "the dead mount was taken away, and isn't made again");
+        tree.close().await;
+        return Ok(());
+    };
     metrics::register_operations(&metrics, handle.operations());
     let Some(process) = Started::myself() else {
         return Err(Failure::failed("This process isn't in /proc."));
@@ -336,11 +335,12 @@ async fn run(
     ended.map_err(|e| Failure::failed(format!("{e}.")))
 }
 
+/// Mounts. None where it was to be in the place of a dead mount that is there no more: somebody else took it away, and meant it.
 async fn mount_fuse(
     request: &Request,
     tree: Tree,
     tokio: tokio::runtime::Handle,
-) -> Result<MountHandle, Failure> {
+) -> Result<Option<MountHandle>, Failure> {
     let options = MountOptions {
         source: request.source.clone(),
         // Others only where whoever mounts may allow it: root, or a user whom fuse.conf lets.
@@ -352,10 +352,17 @@ async fn mount_fuse(
         exec: !request.options.no_exec,
         ..MountOptions::default()
     };
-    let path = request.path.clone();
-    let made = tokio::task::spawn_blocking(move || FuseMount::mount(tree, &path, options, tokio)).await;
-    made.map_err(|e| Failure::failed(format!("The mount failed inside: {e}.")))?
-        .map_err(|e| Failure::failed(format!("{e}.")))
+    let (path, again) = (request.path.clone(), request.again.is_some());
+    let made = tokio::task::spawn_blocking(move || match again {
+        false => FuseMount::mount(tree, &path, options, tokio).map(Some),
+        true if !supervisor::is_dead_now(&path) => Ok(None),
+        true => match FuseMount::mount_again(tree, &path, options, tokio) {
+            Err(mooseng_fuse::MountError::NotMounted(_)) => Ok(None),
+            made => made.map(Some),
+        },
+    });
+    let made = made.await.map_err(|e| Failure::failed(format!("The mount failed inside: {e}.")))?;
+    made.map_err(|e| Failure::failed(format!("{e}.")))
 }
 
 fn start_otlp(request: &Request, metrics: &Metrics) -> Result<Option<Otlp>, Failure> {
@@ -426,18 +433,6 @@ fn is_free(path: &Path, is_mounted: bool, serving: Option<&MountRecord>) -> Resu
         path.display(),
         output::shell_quote(path)
     )))
-}
-
-/// Takes a dead mount away. False if there is none any more: somebody else did, and meant it.
-fn take_away_dead(path: &Path) -> Result<bool, Failure> {
-    if !supervisor::is_dead_now(path) {
-        return Ok(false);
-    }
-    match mooseng_fuse::unmount(path, true) {
-        Ok(()) => Ok(true),
-        Err(mooseng_fuse::MountError::NotMounted(_)) => Ok(false),
-        Err(e) => Err(Failure::failed(format!("{e}."))),
-    }
 }
 
 /// Takes every mount of ours off that path, whoever uses it.

@@ -67,9 +67,9 @@ pub enum FsError {
         "what this host had written to inode {0} and not fsynced is lost: its lease lapsed, and another host changed the file meanwhile"
     )]
     Overtaken(u64),
-    /// The lease lapsed under a lock, or what became of one isn't known.
+    /// The lease lapsed under a lock, or what became of one isn't known, or it couldn't be recorded.
     #[error(
-        "a lock on inode {0} that was taken through this handle is lost, as the lease of this host had lapsed or the region didn't answer; unlock or close, and begin again"
+        "a lock on inode {0} that was taken through this handle is lost, as the lease of this host had lapsed, or the region didn't answer, or didn't take what this mount had given (the mount's log says so then); unlock or close, and begin again"
     )]
     LockLost(u64),
     /// The masters are those of another founding of the region: there is nothing there of what was mounted.

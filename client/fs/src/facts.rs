@@ -85,6 +85,29 @@ struct Memo {
     unconfirmed: Vec<u64>,
 }
 
+/// Inodes whose locks this session gives by itself.
+#[derive(Debug, Default)]
+struct OwnLocks {
+    inodes: BTreeSet<u64>,
+    /// Questions to a next home that are under way.
+    asking: usize,
+}
+
+/// A next home is asked for what is held of locks: as long as this is there, none is this session's to give, whatever the home before has promised meanwhile.
+pub(crate) struct AskingLocks(Arc<Facts>);
+
+impl std::fmt::Debug for AskingLocks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AskingLocks")
+    }
+}
+
+impl Drop for AskingLocks {
+    fn drop(&mut self) {
+        self.0.locks(|locks| locks.asking -= 1);
+    }
+}
+
 /// The promises of this client's session.
 pub(crate) struct Facts {
     clock: Arc<dyn Clock>,
@@ -94,8 +117,7 @@ pub(crate) struct Facts {
     inodes: Cache<u64, InodeFact>,
     entries: Cache<(u64, Bytes), Option<u64>>,
     listings: Cache<u64, Arc<Mutex<Listing>>>,
-    /// Inodes whose locks this session gives by itself.
-    locks: Mutex<BTreeSet<u64>>,
+    locks: Mutex<OwnLocks>,
     /// Of a replica: those of the home, whose lease these don't outlast.
     home: Option<Arc<Facts>>,
 }
@@ -107,9 +129,17 @@ pub(crate) struct Flight<'a> {
     life: u64,
     /// From when on what this session changed alone may be missing in its answer.
     since: u64,
+    /// It may have been done when it was sent before.
+    is_repeat: bool,
 }
 
 impl Flight<'_> {
+    /// The same of a request that was sent before, or not: if it was, the answer may be the one that is on record, which says nothing of what came after it.
+    pub fn repeated(mut self, is_repeat: bool) -> Self {
+        self.is_repeat = is_repeat;
+        self
+    }
+
     /// When it began.
     pub fn tick(&self) -> u64 {
         self.tick
@@ -211,7 +241,7 @@ impl Facts {
             memo.tick += 1;
             let tick = memo.tick;
             *memo.flights.entry(tick).or_default() += 1;
-            Flight { facts: self, tick, life: memo.life, since: tick }
+            Flight { facts: self, tick, life: memo.life, since: tick, is_repeat: false }
         })
     }
 
@@ -235,23 +265,33 @@ impl Facts {
         });
     }
 
-    fn locks<T>(&self, f: impl FnOnce(&mut BTreeSet<u64>) -> T) -> T {
+    fn locks<T>(&self, f: impl FnOnce(&mut OwnLocks) -> T) -> T {
         f(&mut self.locks.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// An inode's locks are the region's to give from now on, until they are promised anew.
     pub fn leave_locks(&self, inode: u64) {
-        self.locks(|locks| locks.remove(&inode));
+        self.locks(|locks| locks.inodes.remove(&inode));
     }
 
     /// No inode's locks are this session's to give any more.
     pub fn forget_locks(&self) {
-        self.locks(|locks| locks.clear());
+        self.locks(|locks| locks.inodes.clear());
+    }
+
+    /// The same, and none are promised anew as long as what this answers is there: the answer of the home before may come while the next one is asked, which wouldn't
+    /// know of what is given by that.
+    pub fn ask_locks(self: &Arc<Self>) -> AskingLocks {
+        self.locks(|locks| {
+            locks.inodes.clear();
+            locks.asking += 1;
+        });
+        AskingLocks(self.clone())
     }
 
     /// Whether an inode's locks are this session's to give, at this moment.
     pub fn has_locks(&self, inode: u64) -> bool {
-        !self.left().is_zero() && self.locks(|locks| locks.contains(&inode))
+        !self.left().is_zero() && self.locks(|locks| locks.inodes.contains(&inode))
     }
 
     /// A recall: true if the fact was known here.
@@ -306,7 +346,7 @@ impl Facts {
                 }
             }
             Fact::Directory(directory) => self.listings.invalidate(&directory.0),
-            Fact::Locks(inode) => drop(self.locks(|locks| locks.remove(&inode.0))),
+            Fact::Locks(inode) => drop(self.locks(|locks| locks.inodes.remove(&inode.0))),
         }
     }
 

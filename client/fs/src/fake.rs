@@ -38,6 +38,8 @@ pub enum Fault {
     Hung,
     /// Everything is done, and the answer is lost.
     Deaf,
+    /// Changes are refused for an inner failure.
+    Broken,
     /// Bytes read are wrong.
     Corrupt,
 }
@@ -307,6 +309,12 @@ impl Peers for FakeRegion {
                 tokio::time::sleep(timeout).await;
                 return Err(Failure::Timeout);
             }
+            Some(Fault::Broken) if method == Method::FsChange => {
+                return Err(Failure::Refused(CallError {
+                    code: ErrorCode::Internal.into(),
+                    ..CallError::default()
+                }));
+            }
             _ => {}
         }
         let answer = if role == Role::Master {
@@ -465,8 +473,11 @@ impl State {
         };
         self.grants += 1;
         let fact = Fact { kind: FactKind::Inode.into(), inode: attr.inode, name: Bytes::new() };
+        // What was promised of it before is void.
+        let changes = matches!(op, Some(Op::Write(_) | Op::SetAttr(_) | Op::Fallocate(_) | Op::CopyRange(_)));
+        let changed = if changes { vec![fact.clone()] } else { Vec::new() };
         let granted = vec![Granted { fact: Some(fact), exclusive: true }];
-        Response { reply: Some(reply), grant: self.grants, granted, ..Response::default() }
+        Response { reply: Some(reply), grant: self.grants, granted, changed, ..Response::default() }
     }
 
     /// Another host changes a file.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
-use mooseng_wire::fs::{Done, Lock, LockHolder, LockSpec, LockState, Locked};
+use mooseng_wire::fs::{Done, Lock, LockHolder, LockKind, LockSpec, LockState, Locked};
 
 /// What is held, and who waits. Nobody is told of a grant: who waits has to ask again.
 #[derive(Debug, Default)]
@@ -66,6 +66,14 @@ impl FakeLocks {
             }
             Op::Lock(r) => {
                 let lock = r.lock?;
+                // flock gives up the other level before it takes one.
+                let other_level = |held: &Held| {
+                    held.is_of(r.inode, session, &lock) && held.lock.exclusive != lock.exclusive
+                };
+                let given_up = lock.kind() == LockKind::File && self.held.iter().any(other_level);
+                if given_up {
+                    self.give_up(r.inode, session, &lock);
+                }
                 if self.in_the_way(r.inode, session, &lock).is_none() {
                     self.give_up(r.inode, session, &lock);
                     self.held.push(Held { inode: r.inode, session, wait: r.wait, lock });
@@ -73,7 +81,8 @@ impl FakeLocks {
                     return locked(LockState::Held);
                 }
                 if r.wait == 0 {
-                    return Some(Reply::Errno(libc::EAGAIN as u32));
+                    let refused = Some(Reply::Errno(libc::EAGAIN as u32));
+                    return if given_up { locked(LockState::Gone) } else { refused };
                 }
                 self.waits.insert((session, r.wait));
                 locked(LockState::Queued)

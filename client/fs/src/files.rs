@@ -487,6 +487,7 @@ impl FileSystem {
         let written = match buffered {
             Some((at, attr)) => {
                 open.state.set_size(attr.size);
+                open.state.written(data.len());
                 (at, Some(attr))
             }
             None => {
@@ -509,6 +510,16 @@ impl FileSystem {
         self.still_guarded(handle, guarded)?;
         inner.region.counters.took("write", started.elapsed());
         Ok(written)
+    }
+
+    /// A write through this handle was answered. Where fsync has followed each time, what was written begins to be sent, so that fsync finds it on its way. For who
+    /// answers writes, after the answer: nobody waits for what this takes.
+    pub fn write_answered(&self, handle: HandleId) {
+        if let Ok(open) = self.inner.handles.get(handle)
+            && open.state.goes_ahead()
+        {
+            self.inner.writer.start_ahead(open.inode);
+        }
     }
 
     /// What close(2) calls, once for each descriptor. What is buffered is sent soon, with the release of the last one at the latest: that isn't waited for. But a
@@ -585,6 +596,7 @@ impl FileSystem {
     /// once; so is what nobody had heard of when it was opened. Data that can't be stored at present is kept, and reported each time.
     pub async fn fsync(&self, handle: HandleId, _data_only: bool) -> Result<(), FsError> {
         let open = self.inner.handles.get(handle)?;
+        open.state.synced();
         let flushed = self.inner.writer.flush(open.inode).await;
         if let Some(refused) = self.inner.writer.buffers.refused(open.inode).filter(|_| flushed.is_err()) {
             open.refusal_seen.fetch_max(refused.number, Ordering::AcqRel);

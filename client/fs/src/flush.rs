@@ -16,6 +16,7 @@ use mooseng_transport::trace;
 use mooseng_wire::fs::Acquire;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::buffers::Buffer;
@@ -51,21 +52,40 @@ const CLOSE_WAIT: Duration = Duration::from_secs(1);
 impl WriteBack {
     /// Begins to flush an inode, unless somebody does already, or it is too early to try again.
     pub fn start(self: &Arc<Self>, inode: u64) {
+        // Without a slot it is begun at the next look.
+        let Some(slot) = self.slot_for(inode) else { return };
+        let writer = self.clone();
+        self.region.spawn(async move {
+            let _slot = slot;
+            if let Err(error) = writer.flush_along(inode).await {
+                tracing::debug!(inode, %error, "buffered data couldn't be sent");
+            }
+        });
+    }
+
+    /// [`Self::start`] for an fsync that is about to be called: the request leaves on this thread, as fsync's own would, and waits for nothing to go along with.
+    pub fn start_ahead(self: &Arc<Self>, inode: u64) {
+        let Some(slot) = self.slot_for(inode) else { return };
+        let (writer, hurry) = (self.clone(), self.region.session.journal.hurry());
+        let mut flushing = Box::pin(async move {
+            let _held = (slot, hurry);
+            if let Err(error) = writer.flush_on(inode, false).await {
+                tracing::debug!(inode, %error, "data couldn't be sent before fsync asks for it");
+            }
+        });
+        if (&mut flushing).now_or_never().is_none() {
+            self.region.spawn(flushing);
+        }
+    }
+
+    /// The right to flush an inode for which nobody waits; none where somebody does already, it is too early to try again, or enough is under way.
+    fn slot_for(&self, inode: u64) -> Option<OwnedSemaphorePermit> {
         let now = Instant::now();
         let is_idle = |buffer: &Arc<Buffer>| {
             buffer.sender.try_lock().is_ok() && !buffer.dirty(|dirty| dirty.pauses(now))
         };
         let idle = self.buffers.map(|map| map.get(&inode).is_some_and(is_idle));
-        // Without a slot it is begun at the next look.
-        if idle && let Ok(slot) = self.slots.clone().try_acquire_owned() {
-            let writer = self.clone();
-            self.region.spawn(async move {
-                let _slot = slot;
-                if let Err(error) = writer.flush_along(inode).await {
-                    tracing::debug!(inode, %error, "buffered data couldn't be sent");
-                }
-            });
-        }
+        idle.then(|| self.slots.clone().try_acquire_owned().ok()).flatten()
     }
 
     /// Sends what is buffered of an inode. What can never be stored is given up, and remembered for the handles' next fsync; what can't be

@@ -35,6 +35,11 @@ impl Held {
         self.0.len()
     }
 
+    /// Whether giving a range up cuts another one in two.
+    pub fn is_cut(&self, (start, end): (u64, u64)) -> bool {
+        self.overlapping((start, end)).iter().any(|part| part.start < start && part.end > end)
+    }
+
     /// The first that stands in the way of a lock on that range, with what touches it and is held in the same way.
     pub fn in_the_way(&self, range: (u64, u64), exclusive: bool) -> Option<Part> {
         let conflicts = |part: &Part| exclusive || part.level.is_some_and(|level| level.exclusive);
@@ -132,6 +137,9 @@ mod tests {
         let all = [(0, 9, Some(false)), (10, 19, Some(true)), (20, 99, Some(false))];
         assert_eq!(parts(&held, 0, 99), all);
         assert_eq!(parts(&held, 15, 30), [(15, 19, Some(true)), (20, 30, Some(false))]);
+        for (range, is_cut) in [((11, 18), true), ((10, 18), false), ((0, 99), false), ((5, 24), false)] {
+            assert_eq!(held.is_cut(range), is_cut, "{range:?}");
+        }
         held.give_up((5, 24));
         assert_eq!(
             parts(&held, 0, u64::MAX),

@@ -6,7 +6,8 @@
 //!    |-- Region (region)  numbers, retries, exactly-once --> Session (session)  leader, lease, failover
 //!    |      \-- Near (near, near_promises, near_stream)  the replica in this host's region, read under its promises
 //!    |-- Reader (read, plan, cache)   extents -> inline data, chunk runs
-//!    |-- WriteBack (writeback, buffers, dirty, full, flush, cutting, send, pieces) buffers under the exclusive promise, or through
+//!    |-- WriteBack (writeback, buffers, dirty, full, flush, cutting, send, pieces) buffers under the exclusive promise, or through; sends before fsync
+//!    |                              asks for it where that is sure to (rhythm)
 //!    |-- Appenders (append)           one open chunk for an inode, replaced when a chunkserver fails
 //!    |      \------ Chunkservers (chunkservers)  which replica, hedging, CRC
 //!    |                 \-- Borrower (borrow, shelf)  files that chunkservers on this host lent
@@ -16,7 +17,7 @@
 //!    |-- Opens (opens), Touches (atime)
 //!    \-- Peers (peers)  the port to other daemons, over mooseng_transport; waits notes whose answers are waited for
 //! ```
-//! Pure parts: [`retry`], `window`, `plan`, the relatime rule in `atime`.
+//! Pure parts: [`retry`], `window`, `plan`, `rhythm`, the relatime rule in `atime`.
 //!
 //! Every operation is a future that may be dropped: that stops the waiting. A change that was sent keeps its number until its
 //! outcome is known or its retry time is over.
@@ -68,6 +69,7 @@ mod read;
 mod recalls;
 mod region;
 pub mod retry;
+mod rhythm;
 mod send;
 mod session;
 mod settings;

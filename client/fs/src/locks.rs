@@ -138,7 +138,15 @@ enum Came {
 }
 
 impl FileSystem {
+    /// What the region would refuse is refused here: this mount gives locks by itself, too, and what isn't fit to be recorded would be lost later.
     fn key(&self, request: &LockRequest) -> Result<Key, FsError> {
+        let (start, end) = request.range();
+        if start > end {
+            return Err(FsError::Answered(libc::EINVAL));
+        }
+        if request.kind == LockKind::Unspecified {
+            return Err(FsError::Invalid("a lock is fcntl's or flock's".into()));
+        }
         Ok((self.inode_of(request.handle)?, request.kind, request.owner))
     }
 
@@ -448,10 +456,11 @@ impl FileSystem {
 
     /// Who is in the way of a lock, if anybody.
     pub async fn test_lock(&self, request: LockRequest) -> Result<Option<LockSpec>, FsError> {
-        let inode = self.inode_of(request.handle)?;
-        if let Some(found) = self.test_here((inode, request.kind, request.owner), &request).await? {
+        let key = self.key(&request)?;
+        if let Some(found) = self.test_here(key, &request).await? {
             return Ok(found);
         }
+        let inode = key.0;
         let op = Op::TestLock(TestLock { inode, lock: Some(request.spec()) });
         match self.inner.region.read(&daemon(), op).await? {
             Reply::LockHolder(holder) => Ok(holder.lock),

@@ -10,27 +10,24 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use mooseng_namespace::may_be_near;
 use mooseng_ports::clock::Clock;
-use mooseng_wire::call::ErrorCode;
+use mooseng_wire::VolumeId;
 use mooseng_wire::fs::FsRequest;
 use mooseng_wire::fs::fs_reply::Reply;
-use mooseng_wire::geo::{NearRead, NearReply, Place};
-use mooseng_wire::method::Method;
+use mooseng_wire::geo::NearReply;
 use mooseng_wire::session::{Granted, Response};
-use mooseng_wire::{Role, VolumeId};
-use prost::Message;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::config::ClientConfig;
 use crate::facts::{Facts, Flight};
 use crate::near_stream::{At, Stream};
-use crate::peers::{Failure, Peers};
+use crate::peers::Peers;
 use crate::recalls::Recalls;
 
 mod afar;
+mod here;
 mod ways;
 
 use ways::Ways;
@@ -289,61 +286,6 @@ impl Near {
         self.read_afar(peers, request).await
     }
 
-    /// Asks this host's region, first who answered last.
-    async fn read_here(
-        &self,
-        peers: &dyn Peers,
-        masters: &[String],
-        request: &FsRequest,
-        (known, seen): (Option<String>, At),
-    ) -> Option<(Reply, Option<Duration>)> {
-        let at_least = Some(Place { epoch: seen.0, version: seen.1 });
-        let mut candidates: Vec<String> = known.into_iter().chain(masters.iter().cloned()).collect();
-        let mut tried: Vec<String> = Vec::new();
-        while tried.len() <= masters.len() && !candidates.is_empty() {
-            let address = candidates.remove(0);
-            if tried.contains(&address) {
-                continue;
-            }
-            let seat = self.state().stream.seat(&address);
-            let session = seat.map(|seat| seat.session);
-            let near_read =
-                NearRead { op: Some(request.clone()), at_least, seat, volume: self.volume.0.into() };
-            let flight = self.facts.begin();
-            let body = near_read.encode_to_vec().into();
-            let call =
-                peers.call(Role::Master, &address, Method::NearRead, body, Bytes::new(), ANSWER_WITHIN);
-            match call.await {
-                Ok(answered) => {
-                    let reply = NearReply::decode(answered.body).ok()?;
-                    let age = reply.behind_us.map(Duration::from_micros);
-                    self.answered(address, session);
-                    let taken = self.take(peers, request, reply, (&flight, session), seen).await;
-                    return taken.map(|reply| (reply, age));
-                }
-                Err(Failure::Refused(refusal)) => {
-                    match refusal.code() {
-                        ErrorCode::NotLeader if !refusal.leader.is_empty() => {
-                            candidates.insert(0, refusal.leader);
-                        }
-                        ErrorCode::NotLeader => {}
-                        // The leader has said that it is the home's to answer.
-                        _ => {
-                            self.answered(address, session);
-                            return None;
-                        }
-                    }
-                }
-                Err(Failure::NotSent(_) | Failure::Lost | Failure::Timeout) => {}
-            }
-            tried.push(address);
-        }
-        let mut state = self.state();
-        state.leader = None;
-        state.resting_until = Some(Instant::now() + REST);
-        None
-    }
-
     /// This master leads. One that another session is of isn't the leader any more.
     fn answered(&self, address: String, session: Option<u64>) {
         let mut state = self.state();
@@ -401,13 +343,18 @@ mod tests {
     use std::collections::VecDeque;
 
     use async_trait::async_trait;
+    use bytes::Bytes;
     use mooseng_ports::clock::ManualClock;
-    use mooseng_wire::call::CallError;
+    use mooseng_wire::Role;
+    use mooseng_wire::call::{CallError, ErrorCode};
     use mooseng_wire::fs::fs_request::Op;
     use mooseng_wire::fs::{Done, FsReply, GetAttr, StatFs};
+    use mooseng_wire::geo::Place;
+    use mooseng_wire::method::Method;
+    use prost::Message;
 
     use super::*;
-    use crate::peers::Answered;
+    use crate::peers::{Answered, Failure};
 
     type Script = Mutex<VecDeque<(&'static str, Result<Answered, Failure>)>>;
 

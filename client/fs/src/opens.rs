@@ -21,6 +21,8 @@ use mooseng_wire::session::OpenInode;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::rhythm::Rhythm;
+
 /// Closed files of which a failure is remembered that nobody has heard of.
 const UNHEARD_MAX: usize = 4096;
 
@@ -51,6 +53,8 @@ struct Writing {
     errno: i32,
     /// Up to which of them somebody has heard.
     heard: u64,
+    /// How it is written and synced.
+    rhythm: Rhythm,
 }
 
 #[derive(Debug, Default)]
@@ -99,6 +103,19 @@ impl OpenInodeState {
     }
     pub fn go_to_chunks_for(&self, time: Duration) {
         self.writing(|w| w.chunks_until = Some(Instant::now() + time));
+    }
+    /// So many bytes of it were buffered.
+    pub fn written(&self, bytes: usize) {
+        self.writing(|w| w.rhythm.written(bytes, Instant::now()));
+    }
+    /// Fsync of it was called.
+    pub fn synced(&self) {
+        self.writing(|w| w.rhythm.synced(Instant::now()));
+    }
+    /// Whether what is buffered of it is to be sent now, for fsync is about to be called. True once, and for what goes in the change itself alone: a chunk would
+    /// keep what a wrong guess puts there.
+    pub fn goes_ahead(&self) -> bool {
+        self.writing(|w| w.rhythm.take_due()) && !self.goes_to_chunks()
     }
     /// Buffered data was given up.
     pub fn failed(&self, errno: i32) {

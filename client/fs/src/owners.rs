@@ -11,6 +11,7 @@ use mooseng_wire::fs::{Lock, LockKind, LockSpec};
 use tokio::sync::{Notify, OwnedMutexGuard};
 
 use crate::error::FsError;
+use crate::facts::AskingLocks;
 use crate::files::HandleId;
 use crate::fs::FileSystem;
 use crate::held::{Held, Level};
@@ -202,9 +203,16 @@ pub(crate) struct Reclaim {
     tenure: Option<Tenure>,
     /// Whose they are, with all that each held then, and the places of it in `locks`.
     owners: Vec<(Key, Held, Range<usize>)>,
+    _asking: Option<AskingLocks>,
 }
 
 impl Reclaim {
+    /// As long as it is there, this mount gives no locks by itself.
+    pub fn while_asking(mut self, asking: AskingLocks) -> Self {
+        self._asking = Some(asking);
+        self
+    }
+
     /// Whether it asks for what was held in that tenure.
     pub fn is_of(&self, tenure: Tenure) -> bool {
         self.tenure == Some(tenure)

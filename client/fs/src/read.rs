@@ -1,7 +1,7 @@
 //! Reading: extents, then inline data and chunk runs side by side; read-ahead for handles that read in order.
 //!
-//! An extent map is used within one call only, for no promise keeps it true. What read-ahead leaves behind are blocks of chunks,
-//! which can't change.
+//! An extent map is kept as long as the file is promised, and over what this mount writes to it alone ([`crate::facts`]); else it is used within one call only. What
+//! read-ahead leaves behind are blocks of chunks, which can't change.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};

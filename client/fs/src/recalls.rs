@@ -192,6 +192,37 @@ mod tests {
         assert_eq!(fs.fsync(next, false).await, Ok(()));
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_recall_waits_for_what_was_sent_before_fsync_asked_for_it() {
+        let region = Arc::new(FakeRegion::new());
+        region.with(|s| s.exclusive = true);
+        let config = ClientConfig { masters: region.masters(), ..ClientConfig::default() };
+        let clock = Arc::new(ManualClock::default());
+        let fs = FileSystem::connect_through(config, region.clone(), clock).await.unwrap();
+        let me = Caller { kernel_checked: true, ..Caller::default() };
+        let made = fs.create(&me, 1, b"f", 0o644, libc::O_RDWR).await.unwrap();
+        let (fact, handle) = (Fact::Inode(InodeId(made.attr.inode)), made.handle);
+        let executed = || region.with(|s| s.executed);
+        let write = || async {
+            let data = Bytes::from_static(b"data");
+            fs.write(&me, handle, 0, data, WriteOptions::default()).await.unwrap();
+            fs.write_answered(handle);
+        };
+        for _ in 0..3 {
+            write().await;
+            fs.fsync(handle, false).await.unwrap();
+        }
+        let before = executed();
+        write().await;
+        assert_eq!((fs.status().dirty_bytes, executed()), (4, before), "it is on its way");
+        let recalls = fs.inner.recalls.clone();
+        recalls.before(&fact, None).await;
+        assert_eq!((fs.status().dirty_bytes, executed()), (0, before + 1));
+        recalls.after(&fact, None).await;
+        assert_eq!(fs.fsync(handle, false).await, Ok(()));
+        assert_eq!(executed(), before + 1);
+    }
+
     /// Found by review: the page was written after the other mount's change was committed, which was gone by that.
     #[tokio::test(start_paused = true)]
     async fn what_was_written_to_a_mapping_is_at_the_region_before_the_inode_is_given_up() {

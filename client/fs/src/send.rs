@@ -22,7 +22,7 @@ use crate::writeback::{How, Place, WriteBack};
 
 /// Bytes that go inline in the change, wherever in a file: one durable round instead of two. Where it stops paying, up to 64 KiB,
 /// isn't measured yet (docs/decisions/0017-small-writes.md).
-const SMALL_BYTES_MAX: usize = 16 << 10;
+pub(crate) const SMALL_BYTES_MAX: usize = 16 << 10;
 /// Separate places of them.
 const SMALL_SEGMENTS_MAX: usize = 16;
 /// How long small data of a file goes to chunks after the region has taken no more of it inline.

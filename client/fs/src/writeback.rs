@@ -1,7 +1,7 @@
 //! Writing: buffered under the exclusive promise of an inode, through to the region otherwise (DESIGN section 6).
 //!
 //! ```text
-//!   write -> exclusive? -> buffer -> flush (age, size, fsync, recall, close, truncate, ...) -> chunks -> commit
+//!   write -> exclusive? -> buffer -> flush (age, size, fsync or shortly before it, recall, close, truncate, ...) -> chunks -> commit
 //!               | no, nor given when asked for
 //!               +-> flush, then through at once
 //! ```
@@ -251,7 +251,7 @@ impl WriteBack {
         if open.is_none() && !self.is_kept(inode) {
             return Ok(None);
         }
-        let is_shared = open.is_some_and(|open| open.is_shared());
+        let is_shared = open.as_ref().is_some_and(|open| open.is_shared());
         if is_shared || self.buffers.room.bytes_max == 0 || !self.is_exclusive(inode) {
             return Ok(None);
         }
@@ -269,7 +269,7 @@ impl WriteBack {
         }
         let (now, now_ns) = (Instant::now(), self.region.session.clock.unix_ns());
         let life = self.region.session.life();
-        Ok(self.buffers.change(inode, |dirty| {
+        let set = self.buffers.change(inode, |dirty| {
             let mut attr = self.ours(inode, dirty, life)?;
             let base = attr;
             dirty.show(&mut attr);
@@ -281,7 +281,12 @@ impl WriteBack {
             attr = base;
             dirty.show(&mut attr);
             Some(attr)
-        }))
+        });
+        // They are one more thing that fsync has to send: what left without them would cost a change of its own.
+        if let (Some(open), Some(_)) = (open, &set) {
+            open.written(SETTINGS_BYTES);
+        }
+        Ok(set)
     }
 
     /// The region's attributes of a file of which something may be buffered now. To be called, and used, in the section that changes the

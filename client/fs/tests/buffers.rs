@@ -1,8 +1,12 @@
 //! Buffered writes against a region in memory that promises every inode exclusively. Time is paused.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+#[path = "buffers/ahead.rs"]
+mod ahead;
 #[path = "buffers/cut.rs"]
 mod cut;
+#[path = "buffers/own.rs"]
+mod own;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

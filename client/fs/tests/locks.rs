@@ -14,6 +14,7 @@ use mooseng_ports::clock::{Clock, ManualClock};
 const ROOT: u64 = 1;
 const EAGAIN: FsError = FsError::Answered(libc::EAGAIN);
 const EINTR: FsError = FsError::Answered(libc::EINTR);
+const EINVAL: FsError = FsError::Answered(libc::EINVAL);
 
 fn me() -> Caller {
     Caller { kernel_checked: true, ..Caller::default() }
@@ -482,6 +483,26 @@ async fn locks_of_a_file_that_nobody_else_has_open_cost_no_request() {
     assert_eq!(fs.test_lock(range(one, 1, 0, u64::MAX)).await, Ok(None));
     assert_eq!((executed(&region), held(&region)), (before, 0));
     assert_eq!(fs.status().locks_alone, 7);
+}
+
+/// A lock that the region wouldn't record mustn't be given here either: all of the file's would be lost with it.
+#[tokio::test(start_paused = true)]
+async fn what_is_no_range_is_refused_whoever_gives_the_locks() {
+    let region = Arc::new(FakeRegion::new());
+    for fs in [connect(&region).await, alone(&region).await] {
+        let handle = open(&fs).await;
+        let backwards = range(handle, 1, 9, 5);
+        assert_eq!(fs.lock(backwards).await, Err(EINVAL));
+        assert_eq!(fs.lock_waiting(backwards).map(drop), Err(EINVAL));
+        assert_eq!(fs.unlock(backwards).await, Err(EINVAL));
+        assert_eq!(fs.test_lock(backwards).await, Err(EINVAL));
+        let unspecified = LockRequest { kind: LockKind::Unspecified, ..range(handle, 1, 0, 9) };
+        assert!(matches!(fs.lock(unspecified).await, Err(FsError::Invalid(_))));
+        assert_eq!(held(&region), 0);
+        // Of a whole file the range doesn't matter.
+        fs.lock(LockRequest { kind: LockKind::File, ..backwards }).await.unwrap();
+        fs.release(handle).await.unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]

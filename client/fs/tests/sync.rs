@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use mooseng_client::fake::FakeRegion;
@@ -144,4 +145,24 @@ async fn o_sync_covers_fallocate_and_copies() {
     assert_eq!(syncs(&region), before + 1);
     fs.fallocate(&me(), to, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, 0, 10).await.unwrap();
     assert_eq!(syncs(&region), before + 2);
+}
+
+/// What was sent before fsync asked for it is at this region, and no more than that.
+#[tokio::test(start_paused = true)]
+async fn fsync_waits_for_other_regions_also_where_the_data_left_before() {
+    let (region, fs, directory) = start(false, false).await;
+    let (_, file) = create(&fs, directory, b"data", libc::O_RDWR).await;
+    for _ in 0..3 {
+        write(&fs, file, b"old").await;
+        fs.write_answered(file);
+        fs.fsync(file, false).await.unwrap();
+    }
+    let before = (region.with(|s| s.executed), syncs(&region));
+    write(&fs, file, b"new").await;
+    fs.write_answered(file);
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!(fs.status().dirty_bytes, 0, "it left by itself");
+    assert_eq!((region.with(|s| s.executed), syncs(&region)), (before.0 + 1, before.1));
+    fs.fsync(file, false).await.unwrap();
+    assert_eq!((region.with(|s| s.executed), syncs(&region)), (before.0 + 1, before.1 + 1));
 }

@@ -421,7 +421,8 @@ impl Filesystem for Adapter {
         // Pages that are written whole the kernel has without a read.
         notifier.giving_pages(ino);
         let writing = (!of_mapping).then(|| notifier.mappings.writing(ino));
-        self.run(
+        let answered = fs.clone();
+        self.run_then(
             Operation::Write,
             req.pid(),
             ino,
@@ -437,6 +438,7 @@ impl Filesystem for Adapter {
                 }
                 drop(writing);
             },
+            move || answered.write_answered(fh.0),
         );
     }
 

@@ -93,6 +93,22 @@ impl Adapter {
         T: Send + 'static,
         W: Future<Output = Result<T, FsError>> + Send + 'static,
     {
+        self.run_then(operation, pid, about, work, answer, || ());
+    }
+
+    /// [`Self::run`], and something more on the same thread once the request is answered and over: whoever asked doesn't wait for that.
+    pub(crate) fn run_then<T, W>(
+        &self,
+        operation: Operation,
+        pid: u32,
+        about: impl Into<About>,
+        work: W,
+        answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
+        then: impl FnOnce() + Send + 'static,
+    ) where
+        T: Send + 'static,
+        W: Future<Output = Result<T, FsError>> + Send + 'static,
+    {
         let about = about.into();
         let inode = about.inode;
         let mut running = self.operations.begin(operation, pid, about);
@@ -116,6 +132,7 @@ impl Adapter {
             running.outcome(outcome.is_err());
             answer(outcome.map_err(Errno::from_i32));
             drop((running, permit));
+            then();
         });
         // What needs nobody else is answered on this thread: a wake-up costs more than the answer.
         let context = self.runtime.enter();

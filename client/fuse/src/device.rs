@@ -100,14 +100,15 @@ pub(crate) fn mount_on(path: &Path, mode: u32, options: &MountOptions) -> Result
     mount_by_helper(path, options)
 }
 
+/// The device on which a mount's requests arrive.
+pub(crate) fn open() -> Result<OwnedFd, MountError> {
+    let device =
+        std::fs::OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open(DEVICE);
+    device.map(OwnedFd::from).map_err(MountError::Device)
+}
+
 fn mount_directly(path: &Path, mode: u32, options: &MountOptions) -> Result<OwnedFd, MountError> {
-    let device = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_CLOEXEC)
-        .open(DEVICE)
-        .map_err(MountError::Device)?;
-    let device = OwnedFd::from(device);
+    let device = open()?;
     let mut data = format!(
         "fd={},rootmode={:o},user_id={},group_id={}",
         device.as_raw_fd(),
@@ -137,7 +138,7 @@ fn mount_directly(path: &Path, mode: u32, options: &MountOptions) -> Result<Owne
     Ok(device)
 }
 
-fn kernel_options(options: &MountOptions) -> Vec<&'static str> {
+pub(crate) fn kernel_options(options: &MountOptions) -> Vec<&'static str> {
     let mut list = vec!["default_permissions"];
     if options.allow_other {
         list.push("allow_other");

@@ -1,7 +1,7 @@
 //! The FUSE adapter: a mount over [`mooseng_client::Tree`].
 //!
 //! - [`Mount`] opens /dev/fuse itself, mounts, and hands a duplicate of the descriptor to fuser, so that the other one can carry
-//!   notifications. [`unmount`] and [`mounts`] serve `mooseng umount`.
+//!   notifications. [`unmount`] and [`mounts`] serve `mooseng umount`; `beneath` puts a mount in the place of a dead one.
 //! - `adapter` converts, calls and answers; by `answers` each request is one future on the tokio runtime.
 //! - `directories` lists directories.
 //! - `waiting` lets a killed process go, and one that waits for a lock when a signal comes.
@@ -17,6 +17,7 @@
 
 mod adapter;
 mod answers;
+mod beneath;
 mod convert;
 mod device;
 mod directories;

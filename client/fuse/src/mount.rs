@@ -10,6 +10,7 @@ use mooseng_client::Tree;
 use tokio::sync::watch;
 
 use crate::answers::Adapter;
+use crate::beneath;
 use crate::device::{self, MountError};
 use crate::notify::Notifier;
 use crate::operations::Operations;
@@ -67,16 +68,48 @@ impl Mount {
     ) -> Result<MountHandle, MountError> {
         let (path, mode) = device::place(path)?;
         let descriptor = device::mount_on(&path, mode, &options)?;
-        // From here on a failure must not leave a dead mount behind.
-        match Self::serve(tree.into(), &path, &options, runtime, descriptor) {
-            Ok(handle) => Ok(handle),
+        Self::begin(tree.into(), &path, &options, runtime, descriptor)
+    }
+
+    /// The same in the place of a dead mount, which `path` is that of, without links. The directory under it is bare at no moment where the kernel can put a mount
+    /// beneath another one (Linux 6.5, for root); elsewhere it is between the two.
+    ///
+    /// # Errors
+    /// [`MountError::NotMounted`]: somebody has taken the dead one away, or there is one that lives. Nothing is mounted then, and nothing taken away.
+    pub fn mount_again(
+        tree: impl Into<Tree>,
+        path: &Path,
+        options: MountOptions,
+        runtime: tokio::runtime::Handle,
+    ) -> Result<MountHandle, MountError> {
+        // Without it no mount can be made, and the dead one had better stay: whoever tries again finds it.
+        let device = device::open()?;
+        match beneath::mount(path, &options, device) {
+            Ok(Some(descriptor)) => Self::begin(tree.into(), path, &options, runtime, descriptor),
+            Ok(None) => Err(MountError::NotMounted(path.to_owned())),
             Err(error) => {
-                if let Err(error) = table::unmount(&path, true) {
-                    tracing::warn!(%error, "a mount that couldn't start is left behind");
-                }
-                Err(error)
+                tracing::info!(%error, "the mount can't be made beneath the dead one, which is taken away first");
+                table::unmount(path, true)?;
+                Self::mount(tree, path, options, runtime)
             }
         }
+    }
+
+    /// Begins to serve what is mounted: from here on a failure must not leave a dead mount behind.
+    fn begin(
+        tree: Tree,
+        path: &Path,
+        options: &MountOptions,
+        runtime: tokio::runtime::Handle,
+        descriptor: OwnedFd,
+    ) -> Result<MountHandle, MountError> {
+        let begun = Self::serve(tree, path, options, runtime, descriptor);
+        if begun.is_err()
+            && let Err(error) = table::unmount(path, true)
+        {
+            tracing::warn!(%error, "a mount that couldn't start is left behind");
+        }
+        begun
     }
 
     fn serve(

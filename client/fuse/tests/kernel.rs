@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use mooseng_client::fake::{FakeRegion, Fault};
 use mooseng_client::waits::{self, What};
 use mooseng_client::{ClientConfig, FileSystem};
-use mooseng_fuse::{Asked, Mount, MountHandle, MountOptions, Operation, mounts, unmount};
+use mooseng_fuse::{Asked, Mount, MountError, MountHandle, MountOptions, Operation, mounts, unmount};
 use mooseng_ports::clock::OsClock;
 
 struct Rig {
@@ -238,7 +238,8 @@ fn another_client_sees_each_finished_write() {
     // SAFETY: nothing reads it any more.
     unsafe { libc::munmap(map, 4096) };
     drop(there);
-    unmount(second.path(), false).unwrap();
+    // A program that another test is just starting has what is open here, for a moment.
+    unmount(second.path(), true).unwrap();
     rig.runtime.block_on(handle.wait()).unwrap();
 }
 
@@ -335,6 +336,48 @@ fn a_request_that_hangs_is_seen_and_what_it_waits_for() {
     assert!(spread.longest_us >= 1_000 && spread.count() > 0, "{spread:?}");
 }
 
+/// Found by review: what lay on the path of a dead mount by then was taken away, whatever it was.
+#[test]
+fn a_living_mount_isnt_taken_for_a_dead_one() {
+    let Some(rig) = Rig::new() else { return };
+    fs::write(rig.path().join("f"), b"kept").unwrap();
+    let runtime = rig.runtime.handle().clone();
+    let made = Mount::mount_again(rig.fs.clone(), rig.path(), MountOptions::default(), runtime);
+    assert!(matches!(made, Err(MountError::NotMounted(_))), "{made:?}");
+    assert_eq!(fs::read(rig.path().join("f")).unwrap(), b"kept");
+    assert_eq!(mounts().unwrap().iter().filter(|m| m.path == rig.path()).count(), 1);
+}
+
+/// Found by the benchmark: fsync began to send only when it was called.
+#[test]
+fn what_is_synced_after_each_write_is_sent_before_fsync_asks() {
+    let Some(rig) = Rig::new() else { return };
+    rig.region.with(|s| s.exclusive = true);
+    let file = File::create(rig.path().join("f")).unwrap();
+    let executed = || rig.region.with(|s| s.executed);
+    let begun = Instant::now();
+    loop {
+        for n in 0..8 {
+            file.write_all_at(&[n; 4096], 0).unwrap();
+            file.sync_data().unwrap();
+        }
+        let before = executed();
+        file.write_all_at(&[9; 4096], 0).unwrap();
+        // Where the machine is busy, a turn may have taken too long to be one. By themselves, written bytes leave only after two seconds.
+        let wrote = Instant::now();
+        while executed() == before && wrote.elapsed() < Duration::from_millis(500) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let sent = executed() - before;
+        file.sync_data().unwrap();
+        assert_eq!(executed(), before + 1, "it is sent once");
+        if sent == 1 {
+            return;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "fsync was waited for each time");
+    }
+}
+
 /// What a mount knows is counted as a hit of the cache that knows it, and what it had to ask for isn't.
 #[test]
 fn what_caches_know_is_counted() {
@@ -399,6 +442,34 @@ os.kill(os.getpid(), signal.SIGKILL)
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(said, "main: signalled\nother: waits\n", "{}", String::from_utf8_lossy(&output.stderr));
     drop(holder);
+}
+
+/// What a process, its children and its copies of descriptors are told of locks on one file.
+const LOCKS: &str = include_str!("locks.py");
+
+#[test]
+fn locks_are_as_on_a_local_filesystem_whoever_gives_them() {
+    let Some(rig) = Rig::new() else { return };
+    if !has("python3") {
+        eprintln!("SKIPPED: it takes python3");
+        return;
+    }
+    let said = |directory: &Path, file: &str| {
+        let mut command = Command::new("python3");
+        let output = command.args(["-c", LOCKS, file]).current_dir(directory).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let local = tempfile::tempdir().unwrap();
+    let expected = said(local.path(), "f");
+    assert_eq!(said(rig.path(), "f"), expected, "given by the region");
+    assert_eq!(rig.fs.status().locks_alone, 0);
+    rig.region.with(|s| s.locks_alone = true);
+    // The next leader says so.
+    rig.region.elect("m2");
+    assert_eq!(said(rig.path(), "g"), expected, "given by the mount");
+    assert!(rig.fs.status().locks_alone > 1_000, "{}", rig.fs.status().locks_alone);
+    rig.region.with(|s| assert_eq!(s.locks.held(), 0));
 }
 
 #[test]

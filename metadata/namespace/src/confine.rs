@@ -5,6 +5,7 @@
 
 use mooseng_schema::Record;
 use mooseng_schema::inode::{self, InodeRecord};
+use mooseng_schema::lock;
 use mooseng_schema::orphan::{self, OrphanRecord};
 use mooseng_store::{Read, Transaction};
 use mooseng_wire::InodeId;
@@ -80,11 +81,25 @@ pub fn inodes_named(request: &FsRequest) -> Vec<InodeId> {
 pub async fn admit<T: Transaction>(view: &View<'_, T>, request: &FsRequest) -> Result<(), OpError> {
     let Some(root) = view.ctx.confined else { return Ok(()) };
     for id in inodes_named(request) {
-        if !is_within(view, id, root).await? {
+        if !is_within(view, id, root).await? && !gives_up(view, request, id).await? {
             return Err(Errno::ESTALE.into());
         }
     }
     Ok(())
+}
+
+/// Whether the session gives up a lock that it has of an inode. It may have been moved out since it was locked: nobody could lock it any more as long as the session
+/// lives.
+async fn gives_up<T: Transaction>(
+    view: &View<'_, T>,
+    request: &FsRequest,
+    id: InodeId,
+) -> Result<bool, OpError> {
+    if !matches!(&request.op, Some(Op::Unlock(_) | Op::CancelLock(_))) {
+        return Ok(false);
+    }
+    let held = view.tx.get(&lock::held_key(view.ctx.session, id), Read::Snapshot).await?;
+    Ok(held.is_some())
 }
 
 /// Takes out of an answer what lies outside.

@@ -75,6 +75,8 @@ plants! {
     RecallSkipped = "recall-skipped",
     /// A client answers recalls with changes untold that it made alone.
     RecallAnsweredUntold = "recall-answered-untold",
+    /// A client answers the recall of a file's locks with those unrecorded that it gave by itself.
+    RecallAnsweredUnrecorded = "recall-answered-unrecorded",
     /// A custodian commits changes without recalling what others were promised.
     CommitUnrecalled = "commit-unrecalled",
     /// The rewriter swaps extents without a look at what they are by now.

@@ -17,10 +17,13 @@ use super::shared::{self, Histories};
 use super::volumes::{Moves, Volume};
 use crate::appending::{self, Appended};
 use crate::hosts::now;
-use crate::locking::{self, Board, Locked};
+use crate::kinds;
+use crate::locking::{self, Board, Locked, LockedFile};
 
 /// Where records lie and how long they are: inline, little in a chunk, and more.
 const PLACES: [(u64, usize); 3] = [(0, 4_000), (100_000, 6_000), (100_000, 40_000)];
+/// How many mounts there are.
+const MOUNTS: u8 = 3;
 /// Steps of a sequence at most.
 const STEPS_MAX: u64 = 60;
 /// Entries of a directory that are listed at a time: more than there are.
@@ -52,6 +55,8 @@ pub struct Notes {
     pub histories: Histories,
     /// Those who lock.
     pub locked: Locked,
+    /// Those who lock the file that is mostly one mount's.
+    pub locked_by_one: Locked,
     /// Those who append.
     pub appended: Appended,
     /// What can't be excused.
@@ -153,8 +158,16 @@ pub struct Mount {
 }
 
 impl Board for Mount {
-    fn locked<T>(&self, f: impl FnOnce(&mut Locked) -> T) -> T {
-        with(&self.shared, |notes| f(&mut notes.locked))
+    fn locked<T>(&self, file: LockedFile, f: impl FnOnce(&mut Locked) -> T) -> T {
+        with(&self.shared, |notes| match file {
+            LockedFile::Common => f(&mut notes.locked),
+            LockedFile::MostlyOnes => f(&mut notes.locked_by_one),
+        })
+    }
+
+    /// A mount that comes to the next home too late has lost them.
+    fn keeps_locks(&self) -> bool {
+        false
     }
 
     fn violation(&self, what: String) {
@@ -229,11 +242,23 @@ impl Mount {
                     locking::work(self.fs.clone(), self.number, seed, self.clone())
                 );
             };
-            if self.appends {
-                let number = (self.number, self.number);
-                tokio::join!(usual, appending::work(self.fs.clone(), number, seed, self.clone()));
+            let in_common = async {
+                if self.appends {
+                    let number = (self.number, self.number);
+                    tokio::join!(usual, appending::work(self.fs.clone(), number, seed, self.clone()));
+                } else {
+                    usual.await;
+                }
+            };
+            // Where mounts make nothing alone they give no locks by themselves either, and ask the region for these.
+            if kinds::locks_alone(seed) {
+                let lock = |task: u8| {
+                    let who = (self.number, task);
+                    locking::work_mostly_alone(self.fs.clone(), who, MOUNTS, seed, self.clone())
+                };
+                tokio::join!(in_common, futures::future::join_all((0..locking::TASKS).map(lock)));
             } else {
-                usual.await;
+                in_common.await;
             }
             for at in 0..with(&self.shared, |notes| notes.sequences.len()) {
                 self.look(at).await;

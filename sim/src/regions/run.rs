@@ -23,6 +23,7 @@ use super::mount;
 use super::shape::{LATENCY_MAX, LEASE_MS, Shape};
 use super::volumes::{self, Second, Volume};
 use crate::hosts::{self, Host, SimClock};
+use crate::kinds;
 use crate::machines::Counts;
 use crate::watch::{self, Watch};
 
@@ -53,6 +54,7 @@ struct Done {
     at_home: usize,
     told_lost: usize,
     locked: usize,
+    locked_by_one: usize,
     sequences: usize,
     epochs: u64,
     moves: usize,
@@ -74,6 +76,7 @@ impl Done {
             at_home: notes.at_home,
             told_lost: notes.told_lost,
             locked: notes.locked.times,
+            locked_by_one: notes.locked_by_one.times,
             sequences: notes.sequences.len(),
             epochs: volume.homes.newest(),
             moves: notes.moves.made.len(),
@@ -108,6 +111,9 @@ impl fmt::Display for Done {
         let (appended, durable) = self.appended;
         if appended > 0 {
             write!(f, ", {appended} records appended ({durable} synced), {} listings", self.listings)?;
+        }
+        if self.locked_by_one > 0 {
+            write!(f, ", {} times locked the file that is mostly one's", self.locked_by_one)?;
         }
         if self.crossed > 0 {
             write!(f, ", crossed into {} times", self.crossed)?;
@@ -201,6 +207,7 @@ pub fn run(seed: u64) -> Result<Summary> {
         entries_between_snapshots: shape.snapshots.0,
         entries_kept: shape.snapshots.1,
         segment_bytes: 256 << 10,
+        defer_ms: kinds::defer_ms(seed),
         ..RaftConfig::default()
     };
     for region in &shape.regions {

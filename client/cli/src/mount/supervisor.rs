@@ -3,11 +3,12 @@
 //! ```text
 //!  mooseng mount --> supervisor --> worker (connects, mounts, serves)
 //!                       |  unmounted, or told to end: both end
-//!                       \  died: the mount is dead (ENOTCONN); after a pause a new worker connects, takes the dead one off
-//!                          the tree, and mounts in its place
+//!                       \  died: the mount is dead (ENOTCONN); after a pause a new worker connects, mounts beneath the dead one,
+//!                          and takes that off the tree
 //! ```
-//! The dead mount stays until the new worker has a session: who works below the path gets errors meanwhile, and can't write to the
-//! directory that is hidden by the mount.
+//! The dead mount stays until the new worker has a session, and its mount is there: who works below the path gets errors meanwhile, and can't write to the
+//! directory that is hidden by the mount. Where the kernel can't mount beneath another mount the dead one goes first, and the directory is bare until the next
+//! system calls.
 
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};

@@ -149,8 +149,14 @@ impl Facts {
     }
 
     /// What goes beside the answer to what was told is known here already, and better. But what the region doesn't let this session keep to
-    /// itself isn't known any more. The caller holds the memo.
-    pub(super) fn confirm(&self, memo: &mut Memo, tell: &Tell, told: &Told, response: &Response) {
+    /// itself isn't known any more. Of what was told before already (`is_repeat`) the answer may be an old one. The caller holds the memo.
+    pub(super) fn confirm(
+        &self,
+        memo: &mut Memo,
+        (tell, told): (&Tell, &Told),
+        response: &Response,
+        is_repeat: bool,
+    ) {
         let granted: BTreeSet<Fact> = response
             .granted
             .iter()
@@ -158,11 +164,15 @@ impl Facts {
             .filter_map(|granted| Fact::from_message(granted.fact.as_ref()?))
             .collect();
         for (change, reply) in tell.changes.iter().zip(&told.replies) {
-            // Data that went along lies elsewhere than what is known of the file says.
-            if let Some(Op::Write(write)) = change.request.as_ref().and_then(|request| request.op.as_ref())
+            // Data that went along lies elsewhere than what was known of the file says.
+            if let Some(request) = &change.request
+                && let Some(Op::Write(write)) = &request.op
                 && let Some(known) = self.inodes.get(&write.inode)
             {
-                self.inodes.insert(write.inode, InodeFact { extents: Arc::default(), ..known });
+                let reply = reply.reply.as_ref().filter(|_| !is_repeat);
+                let extents = reply.and_then(|reply| known.extents_after(request, reply, response.grant));
+                let extents = extents.unwrap_or_default();
+                self.inodes.insert(write.inode, InodeFact { extents, ..known });
             }
             let is_made = change.inode != 0 && !matches!(reply.reply, Some(Reply::Errno(_)) | None);
             if !is_made {

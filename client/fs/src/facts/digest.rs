@@ -11,8 +11,15 @@ use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{Attr, FsRequest};
 use mooseng_wire::session::Response;
 
+use super::extents::Extents;
 use super::listing::{LISTING_MAX, Listing};
 use super::{Facts, Flight, InodeFact, LOCKS_MAX};
+
+/// What stays of an inode that isn't known at present: what was known until this session's own change was answered, or nothing, under a fresh hold.
+struct Before {
+    hold: u64,
+    extents: Arc<Mutex<Extents>>,
+}
 
 impl Facts {
     /// Takes in what goes beside an answer. Nothing of the answer may be shown before.
@@ -37,7 +44,7 @@ impl Facts {
                         *newest = (newest.0.max(response.grant), came);
                     }
                     if let Some(Reply::Told(told)) = response.reply.as_ref().and_then(|r| r.reply.as_ref()) {
-                        self.confirm(memo, tell, told, response);
+                        self.confirm(memo, (tell, told), response, flight.is_repeat);
                     }
                 }
             });
@@ -54,7 +61,7 @@ impl Facts {
                 if let Fact::Inode(inode) = &fact
                     && let Some(known) = self.inodes.get(&inode.0)
                 {
-                    held.insert(inode.0, known.hold);
+                    held.insert(inode.0, known);
                 }
                 let newest = memo.recalled.entry(fact.clone()).or_insert((response.grant, came));
                 *newest = (newest.0.max(response.grant), came);
@@ -83,12 +90,18 @@ impl Facts {
                     Fact::Locks(_) => {}
                     Fact::Inode(inode) => {
                         let attr = attrs.get(&inode.0).copied();
-                        let mut fresh = || {
-                            memo.holds += 1;
-                            memo.holds
+                        let before = match held.get(&inode.0) {
+                            Some(known) => {
+                                let extents = (level == Level::Exclusive && !flight.is_repeat)
+                                    .then(|| known.extents_after(request, reply, response.grant));
+                                Before { hold: known.hold, extents: extents.flatten().unwrap_or_default() }
+                            }
+                            None => {
+                                memo.holds += 1;
+                                Before { hold: memo.holds, extents: Arc::default() }
+                            }
                         };
-                        let hold = held.get(&inode.0).copied().unwrap_or_else(&mut fresh);
-                        self.keep_inode(inode.0, level, request, reply, attr, hold);
+                        self.keep_inode(inode.0, level, request, (reply, response.grant), attr, before);
                     }
                     Fact::Entry(directory, name) => self.keep_entry(directory.0, name, request, reply),
                     Fact::Directory(directory) => {
@@ -159,11 +172,14 @@ impl Facts {
             return;
         }
         self.locks(|locks| {
-            // Those that are forgotten are asked for again.
-            if locks.len() >= LOCKS_MAX {
-                locks.clear();
+            if locks.asking > 0 {
+                return;
             }
-            locks.insert(inode);
+            // Those that are forgotten are asked for again.
+            if locks.inodes.len() >= LOCKS_MAX {
+                locks.inodes.clear();
+            }
+            locks.inodes.insert(inode);
         });
     }
 
@@ -204,30 +220,51 @@ impl Facts {
         self.listings.insert(directory, Arc::new(Mutex::new(listing)));
     }
 
-    /// `fresh` names its hold if it wasn't promised before.
+    /// Keeps what was answered under that number.
     fn keep_inode(
         &self,
         inode: u64,
         level: Level,
         request: &FsRequest,
-        reply: &Reply,
+        (reply, number): (&Reply, u64),
         attr: Option<Attr>,
-        fresh: u64,
+        before: Before,
     ) {
         let Some(op) = &request.op else { return };
         let known = self.inodes.get(&inode);
         let Some(attr) = attr.or_else(|| known.as_ref().map(|k| k.attr)) else { return };
-        let hold = known.as_ref().map_or(fresh, |k| k.hold);
-        let extents = known.as_ref().map(|k| k.extents.clone()).unwrap_or_default();
+        let Before { hold, extents } = match &known {
+            Some(known) => Before { hold: known.hold, extents: known.extents.clone() },
+            None => before,
+        };
         let mut target = known.and_then(|k| k.target);
         match (op, reply) {
             (Op::ReadExtents(r), Reply::Extents(map)) => {
-                extents.lock().unwrap_or_else(PoisonError::into_inner).add(r.offset, map);
+                extents.lock().unwrap_or_else(PoisonError::into_inner).add(r.offset, map, number);
             }
             (Op::ReadLink(_), Reply::Value(value)) => target = Some(value.value.clone()),
             _ => {}
         }
         self.inodes.insert(inode, InodeFact { attr, level, target, extents, hold });
+    }
+}
+
+impl InodeFact {
+    /// Its extents after a change of this session's own, which was answered under that number: what it has written where nobody else may change the file is
+    /// known from what was sent. None where the region must be asked.
+    pub(super) fn extents_after(
+        &self,
+        request: &FsRequest,
+        reply: &Reply,
+        number: u64,
+    ) -> Option<Arc<Mutex<Extents>>> {
+        let (Some(Op::Write(write)), Reply::Written(_)) = (&request.op, reply) else { return None };
+        // What is appended lies where the region has put it.
+        if self.level != Level::Exclusive || write.append {
+            return None;
+        }
+        let mut extents = self.extents.lock().unwrap_or_else(PoisonError::into_inner);
+        extents.written(&write.pieces, number).then(|| self.extents.clone())
     }
 }
 

@@ -5,7 +5,8 @@ use mooseng_wire::InodeId;
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{
-    Create, DirPage, Entry, FileKind, FsReply, FsRequest, GetAttr, Lookup, ReadDir, SetAttr, Unlink,
+    Create, DirPage, Entry, ExtentMap, FileKind, FsReply, FsRequest, GetAttr, Lookup, ReadDir, ReadExtents,
+    SetAttr, Tell, Told, Unlink, Untold, Write, WritePiece, Written, write_piece,
 };
 use mooseng_wire::session::{Granted, Response};
 
@@ -138,6 +139,60 @@ fn what_is_made_alone_before_a_read_leaves_stays_known() {
     let op = Some(Op::GetAttr(GetAttr { inode: INODE }));
     facts.digest(&flight, &FsRequest { caller: None, op }, &response);
     assert_eq!(facts.inode(INODE).map(|(known, _)| known.attr.ctime_ns), Some(2));
+}
+
+/// They were forgotten with each of them, and asked for again by each read of a file that is written by turns.
+#[test]
+fn extents_stay_known_over_ones_own_writes_of_a_file_that_is_had_alone() {
+    let attr = Attr { inode: INODE, size: 8, ..Attr::default() };
+    let piece = WritePiece { offset: 2, data: Some(write_piece::Data::Inline(Bytes::from_static(b"ab"))) };
+    let write = Write { inode: INODE, pieces: vec![piece], ..Write::default() };
+    let written = || Reply::Written(Written { attr: Some(attr), offset: 2 });
+    let tell = || {
+        let request = FsRequest { caller: None, op: Some(Op::Write(write.clone())) };
+        Op::Tell(Tell { changes: vec![Untold { request: Some(request), ..Untold::default() }] })
+    };
+    let told = |reply: Reply| Reply::Told(Told { replies: vec![FsReply { reply: Some(reply) }] });
+    let append = Op::Write(Write { append: true, ..write.clone() });
+    let set = Op::SetAttr(SetAttr { inode: INODE, ..SetAttr::default() });
+    let alone = || Op::Write(write.clone());
+    let cases = [
+        ("a write", alone(), written(), (3, true, false), Some(1)),
+        ("told along", tell(), told(written()), (3, true, false), Some(1)),
+        ("told along and refused", tell(), told(Reply::Errno(5)), (3, true, false), None),
+        ("not alone any more", alone(), written(), (3, false, false), None),
+        ("older than what is known", alone(), written(), (1, true, false), None),
+        ("refused", alone(), Reply::Errno(5), (3, true, false), None),
+        ("appended", append, written(), (3, true, false), None),
+        ("another change", set, Reply::Entry(Entry { attr: Some(attr) }), (3, true, false), None),
+        // What is on record of it is answered under a number of its own, and this session may have punched a hole into it since.
+        ("sent before", alone(), written(), (3, true, true), None),
+        ("told before", tell(), told(written()), (3, true, true), None),
+    ];
+    for (what, op, reply, (number, exclusive, is_repeat), extents) in cases {
+        let facts = Facts::new(Arc::new(ManualClock::default()), 1 << 20);
+        facts.lease(BootTime(Duration::from_secs(1000)));
+        let fact = || Fact::Inode(InodeId(INODE)).to_message();
+        let answer =
+            |op: Op, reply: Reply, grant: u64, (exclusive, is_repeat): (bool, bool), changed: bool| {
+                let response = Response {
+                    reply: Some(FsReply { reply: Some(reply) }),
+                    grant,
+                    granted: vec![Granted { fact: Some(fact()), exclusive }],
+                    changed: if changed { vec![fact()] } else { vec![] },
+                    ..Response::default()
+                };
+                let flight = facts.begin().repeated(is_repeat);
+                facts.digest(&flight, &FsRequest { caller: None, op: Some(op) }, &response);
+            };
+        let ask = Op::ReadExtents(ReadExtents { inode: INODE, offset: 0, length: 8 });
+        let map = ExtentMap { size: 8, covered: 8, attr: Some(attr), ..ExtentMap::default() };
+        answer(ask, Reply::Extents(map), 2, (true, false), false);
+        answer(op, reply, number, (exclusive, is_repeat), true);
+        let known = facts.inode(INODE).map(|(known, _)| known.extents);
+        let map = known.and_then(|known| known.lock().unwrap().find(0));
+        assert_eq!(map.map(|map| map.extents.len()), extents, "{what}");
+    }
 }
 
 fn hold(facts: &Facts) -> Option<u64> {

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use mooseng_ports::plant::{self, Plant};
 use mooseng_wire::fs::fs_reply::Reply;
 use mooseng_wire::fs::fs_request::Op;
 use mooseng_wire::fs::{HoldLocks, LockSpec, RecordLocks};
@@ -205,7 +206,8 @@ async fn leave(region: &Arc<Region>, inode: u64) {
     region.session.locks.recorded(inode).await;
 }
 
-/// Records what was given here. False if it can't be had, although its tenure goes on.
+/// Records what was given here. False if it can't be had, although its tenure goes on: the region refuses it for good (the file isn't there for this session any more,
+/// or somebody else has a lock that conflicts, which is a bug). Whatever may pass is waited for: its tenure's end is waited for, too.
 async fn is_recorded(region: &Arc<Region>, record: &ToRecord) -> bool {
     let ToRecord { inode, tenure, locks } = record;
     if locks.is_empty() {
@@ -225,7 +227,10 @@ async fn is_recorded(region: &Arc<Region>, record: &ToRecord) -> bool {
         if session.is_shut_down() || session.tenure() != *tenure {
             return true;
         }
-        if !matches!(error, FsError::Unanswered { .. } | FsError::Internal(_)) {
+        // Masters that were made anew beside the region's own may be gone again before the session's end.
+        if !matches!(error, FsError::Unanswered { .. } | FsError::Internal(_) | FsError::MadeAnew(_)) {
+            // What was promised didn't hold.
+            session.facts.leave_locks(*inode);
             tracing::error!(
                 inode,
                 locks = locks.len(),
@@ -243,7 +248,9 @@ async fn is_recorded(region: &Arc<Region>, record: &ToRecord) -> bool {
 pub(crate) async fn close_for_recall(writer: &Arc<WriteBack>, inode: u64) {
     let session = &writer.region.session;
     session.locks.close(inode);
-    leave(&writer.region, inode).await;
+    if !plant::is(Plant::RecallAnsweredUnrecorded) {
+        leave(&writer.region, inode).await;
+    }
     // Whoever gets a lock may read at a replica, which doesn't recall what is buffered here: it goes to the home first, as before an unlock.
     if session.has_elsewhere() {
         let told = async {
@@ -275,7 +282,7 @@ mod tests {
     use mooseng_ports::clock::ManualClock;
     use mooseng_wire::InodeId;
     use mooseng_wire::fact::Fact;
-    use mooseng_wire::fs::{Caller, LockKind};
+    use mooseng_wire::fs::{Caller, Lock, LockKind};
 
     use super::*;
     use crate::ClientConfig;
@@ -347,6 +354,35 @@ mod tests {
         tokio::time::sleep(SHARED_FOR).await;
         fs.lock(range(handle, 1, 0, 9)).await.unwrap();
         assert_eq!(held(&region), 0);
+    }
+
+    /// What the region doesn't record its owners have lost, and hear so; and the promise that didn't hold is gone by no more.
+    #[tokio::test(start_paused = true)]
+    async fn what_cant_be_recorded_is_lost_and_told() {
+        let region = Arc::new(FakeRegion::new());
+        let fs = connect(&region).await;
+        let ((one, inode), (two, _)) = (open(&fs).await, open(&fs).await);
+        fs.lock(range(one, 1, 0, 9)).await.unwrap();
+        fs.lock(range(two, 2, 20, 29)).await.unwrap();
+        let lock = Some(range(one, 7, 5, 5).spec());
+        let theirs = Op::Lock(Lock { inode, lock, wait: 0 });
+        region.with(|s| s.locks.answer(u64::MAX, &theirs));
+        let (fact, recalls) = (Fact::Locks(InodeId(inode)), fs.inner.recalls.clone());
+        recalls.before(&fact, None).await;
+        recalls.after(&fact, None).await;
+        assert_eq!(held(&region), 1);
+        for (handle, owner) in [(one, 1), (two, 2)] {
+            let lost = Err(FsError::LockLost(inode));
+            assert!(fs.has_lost_locks(handle));
+            assert_eq!(fs.lock(range(handle, owner, 50, 59)).await, lost);
+            assert_eq!(fs.unlock(range(handle, owner, 0, 99)).await, lost, "once");
+        }
+        // Its locks aren't asked for again before.
+        tokio::time::sleep(2 * SHARED_FOR).await;
+        assert!(!fs.has_lost_locks(one) && !fs.has_lost_locks(two));
+        assert_eq!(fs.lock(range(one, 1, 5, 5)).await, Err(FsError::Answered(libc::EAGAIN)));
+        fs.lock(range(two, 2, 0, 4)).await.unwrap();
+        assert_eq!(held(&region), 2);
     }
 
     /// Whoever has the locks recalled holds up whoever asks for them: the recall mustn't wait for that in turn.

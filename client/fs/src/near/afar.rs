@@ -29,15 +29,20 @@ const ASKED_MAX: usize = 16;
 /// One that hasn't answered for this long is joined by the next one: most regions are nearer than that.
 const STAGGER: Duration = Duration::from_millis(100);
 
-/// Whom a read asks.
-struct Candidates {
-    waiting: VecDeque<String>,
+/// Whom a read asks, each once.
+pub(super) struct Candidates {
+    pub waiting: VecDeque<String>,
     asked: Vec<String>,
 }
 
 impl Candidates {
+    /// In that order.
+    pub(super) fn of(waiting: impl IntoIterator<Item = String>) -> Self {
+        Self { waiting: waiting.into_iter().collect(), asked: Vec::new() }
+    }
+
     /// The next one, who is asked then.
-    fn next(&mut self) -> Option<String> {
+    pub(super) fn next(&mut self) -> Option<String> {
         while self.asked.len() < ASKED_MAX {
             let address = self.waiting.pop_front()?;
             if !self.asked.contains(&address) {
@@ -48,7 +53,13 @@ impl Candidates {
         None
     }
 
-    fn is_any(&self) -> bool {
+    /// Whether it was asked before.
+    pub(super) fn was_asked(&self, address: &str) -> bool {
+        self.asked.iter().any(|asked| asked == address)
+    }
+
+    /// Whether there may be one.
+    pub(super) fn is_any(&self) -> bool {
         self.asked.len() < ASKED_MAX && !self.waiting.is_empty()
     }
 }
@@ -76,7 +87,7 @@ impl Near {
         };
         let body = Bytes::from(near_read.encode_to_vec());
         let flight = self.facts.begin();
-        let mut candidates = Candidates { waiting: afar.into(), asked: Vec::new() };
+        let mut candidates = Candidates::of(afar);
         let mut under_way = FuturesUnordered::new();
         let mut is_one_there = false;
         loop {
@@ -141,7 +152,7 @@ async fn ask(peers: &dyn Peers, address: String, body: Bytes) -> (String, Result
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::{Arc, Mutex};
 
     use async_trait::async_trait;
@@ -154,17 +165,17 @@ mod tests {
     use crate::facts::Facts;
 
     /// Masters that answer after so long; those that aren't named don't.
-    struct Slow {
+    pub(in crate::near) struct Slow {
         answer_after: Vec<(&'static str, Duration)>,
         asked: Mutex<Vec<String>>,
     }
 
     impl Slow {
-        fn new(answer_after: &[(&'static str, Duration)]) -> Self {
+        pub fn new(answer_after: &[(&'static str, Duration)]) -> Self {
             Self { answer_after: answer_after.to_vec(), asked: Mutex::default() }
         }
 
-        fn asked(&self) -> Vec<String> {
+        pub fn asked(&self) -> Vec<String> {
             self.asked.lock().unwrap().clone()
         }
     }
@@ -198,7 +209,7 @@ mod tests {
         }
     }
 
-    fn near(afar: &[&str]) -> Near {
+    pub(in crate::near) fn near(afar: &[&str]) -> Near {
         let clock = Arc::new(ManualClock::default());
         let home = Arc::new(Facts::new(clock.clone(), 1 << 20));
         let near = Near::new(&ClientConfig::default(), clock, home);

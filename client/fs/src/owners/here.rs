@@ -21,7 +21,7 @@ use super::{Key, Locks, Maps, Owner, Tenure};
 use crate::held::{Held, Part};
 use crate::locks::LockRequest;
 
-/// Ranges of one inode that are held here: more are the region's to count, which takes twice as many.
+/// Ranges of one inode that are held here: more are the region's to count, which takes twice as many. So all that is held here can be recorded.
 const RANGES_MAX: usize = 1000;
 
 /// An inode of which something is held here.
@@ -159,6 +159,11 @@ impl Maps {
         }
     }
 
+    /// Whether that many ranges are held here that no more may be.
+    fn is_full(&self, inode: u64, tenure: Tenure) -> bool {
+        self.ranges(inode, tenure) >= RANGES_MAX
+    }
+
     fn give(
         &mut self,
         key: Key,
@@ -174,7 +179,7 @@ impl Maps {
             }
             return Wish::InTheWay;
         }
-        if self.ranges(key.0, tenure) >= RANGES_MAX {
+        if self.is_full(key.0, tenure) {
             return Wish::Leave;
         }
         self.note(key, owner, request.handle, tenure);
@@ -238,6 +243,10 @@ impl Locks {
     ) -> Release {
         self.map(|maps| match maps.ground(key.0, tenure, promised()) {
             Ground::Here => {
+                // What is in the middle of a range leaves two.
+                if owner.state(|state| state.held.is_cut(range)) && maps.is_full(key.0, tenure) {
+                    return Release::Leave;
+                }
                 let is_empty = owner.state(|state| {
                     state.held.give_up(range);
                     state.held.is_empty()

@@ -37,6 +37,20 @@ enum Next {
     Fail(FsError),
 }
 
+/// Whether a failed attempt may have been done.
+fn leaves_doubt(failure: &Failure) -> bool {
+    match failure {
+        Failure::NotSent(_) => false,
+        Failure::Lost | Failure::Timeout => true,
+        Failure::Refused(refusal) => {
+            matches!(
+                refusal.code(),
+                ErrorCode::OutcomeUnknown | ErrorCode::DeadlineExceeded | ErrorCode::Internal
+            )
+        }
+    }
+}
+
 impl Region {
     /// Sends until there is an answer or the time is over.
     pub(super) fn fly<'a>(&'a self, flight: &'a mut Flight) -> BoxFuture<'a, Result<Reply, FsError>> {
@@ -48,6 +62,8 @@ impl Region {
         let mut backoff = Backoff::default();
         let mut after = 0;
         let mut last = "no leader is known".to_owned();
+        // An attempt under this number ended without a word on whether it was done.
+        let mut in_doubt = false;
         loop {
             let seat = tokio::select! {
                 biased;
@@ -88,6 +104,7 @@ impl Region {
             last = format!("{}: {failure}", seat.leader);
             tracing::debug!(what = flight.what, number = flight.number, sent_as = ?flight.sent_as, last, "a request has no answer yet");
             self.counters.update(|c| c.retries += 1);
+            in_doubt |= leaves_doubt(&failure);
             match self.judge(flight, &seat, failure, &mut backoff, &mut after).await {
                 Next::Again => {}
                 Next::Renumber => {
@@ -96,8 +113,15 @@ impl Region {
                     flight.number =
                         self.begin(flight.what, flight.deadline, flight.patience, flight.urgent).await?;
                     flight.sent_as = None;
+                    in_doubt = false;
                 }
-                Next::Fail(error) => return Err(error),
+                Next::Fail(error) => {
+                    // What an attempt before may have done nobody has said.
+                    if in_doubt {
+                        self.given_up(flight);
+                    }
+                    return Err(error);
+                }
             }
             if Instant::now() >= flight.deadline {
                 self.given_up(flight);
@@ -141,7 +165,7 @@ impl Region {
             op: Some(flight.request.clone()),
         };
         let before = flight.sent_as.replace((session, incarnation));
-        let digest = self.session.facts.begin_behind(flight.since);
+        let digest = self.session.facts.begin_behind(flight.since).repeated(before.is_some());
         let timeout = flight
             .deadline
             .saturating_duration_since(Instant::now())

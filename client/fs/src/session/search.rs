@@ -208,11 +208,14 @@ impl Session {
         let tenure = self.tenure();
         // In a cluster of one region there is one home.
         let reclaims = tenure.life == (session, incarnation) && self.has_elsewhere();
-        // A next home is asked for what is held now: what were given, or given back, under the old promise before its answer comes would be lost. It waits for that.
-        if reclaims {
-            self.facts.forget_locks();
-        }
-        let reclaim = if reclaims { self.locks.reclaim(tenure) } else { Reclaim::default() };
+        let reclaim = if reclaims {
+            // A next home is asked for what is held now: what were given, or given back, under the old promise, or one that comes yet, before its answer does would be
+            // lost. It waits for that.
+            let asking = self.facts.ask_locks();
+            self.locks.reclaim(tenure).while_asking(asking)
+        } else {
+            Reclaim::default()
+        };
         let open = OpenSession {
             locks_home: if reclaims { tenure.home } else { 0 },
             locks: reclaim.locks.clone(),

@@ -308,6 +308,39 @@ async fn what_a_session_has_given_by_itself_is_recorded_at_once() {
     volume.check();
 }
 
+/// The error number of a change of a session that is confined to a directory.
+async fn confined(volume: &Volume, client: &Client<'_>, directory: u64, op: Op) -> u32 {
+    let asked = request(&root(), op);
+    let context = OpContext { confined: Some(InodeId(directory)), ..volume.context(&asked) };
+    let call = client.call_of(client.next_number());
+    let (reply, _) = volume.driver.run(call, &context, &asked, deadline()).await.unwrap();
+    errno(&reply.reply.unwrap())
+}
+
+/// Found by review: nobody could lock a file that was moved out of a subtree as long as a session lived that is confined to that and had it locked.
+#[tokio::test]
+async fn who_sees_a_subtree_only_gives_up_what_it_holds_of_a_file_that_was_moved_out() {
+    const ESTALE: u32 = 116;
+    let volume = Volume::new().await;
+    let (one, two) = (volume.client(1).await, volume.client(2).await);
+    let mine = one.mkdir(ROOT, "mine").await;
+    let inode = one.create(mine, "f").await;
+    let lock_of = |owner| Lock { inode, lock: Some(spec(owner, 0, 9, true)), wait: 0 };
+    assert_eq!(confined(&volume, &one, mine, Op::Lock(lock_of(5))).await, 0);
+    let moved =
+        Rename { parent: mine, name: name("f"), new_parent: ROOT, new_name: name("f"), ..Rename::default() };
+    assert_eq!(two.errno(Op::Rename(moved)).await, 0);
+    assert_eq!(confined(&volume, &one, mine, Op::Lock(lock_of(6))).await, ESTALE);
+    let record = RecordLocks { inode, locks: vec![spec(6, 20, 29, true)] };
+    assert_eq!(confined(&volume, &one, mine, Op::RecordLocks(record)).await, ESTALE);
+    assert_eq!(lock(&two, inode, spec(5, 9, 9, true), 0).await, Err(EAGAIN));
+    let give_up = || Op::Unlock(Unlock { inode, lock: Some(spec(5, 0, u64::MAX, false)) });
+    assert_eq!(confined(&volume, &one, mine, give_up()).await, 0);
+    assert_eq!(lock(&two, inode, spec(5, 9, 9, true), 0).await, Ok(LockState::Held));
+    assert_eq!(confined(&volume, &one, mine, give_up()).await, ESTALE, "it has none there any more");
+    volume.check();
+}
+
 /// A transaction that looked for locks before a session was let give them by itself mustn't record one after that.
 #[tokio::test]
 async fn who_looked_before_a_session_gives_locks_by_itself_conflicts_with_it() {
