@@ -1,8 +1,7 @@
 //! Which seeds have what came to the simulation later than the rest, and what draws it.
 //!
-//! What is added changes what else is drawn, and with it which planted bug a seed finds. So it is in a share of the seeds, none of which `docs/simulation.md` has
-//! as the one that found a bug last, but for the bugs that are planted in what was added; the others run as they did, to the byte. Each kind is drawn by a generator of
-//! its own.
+//! What is added changes what else is drawn, and with it which planted bug a seed finds. So it is in a share of the seeds, none of which `docs/simulation.md` had
+//! as the one that found a bug last when it was added; the others ran on as they did, to the byte. Each kind is drawn by a generator of its own.
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;

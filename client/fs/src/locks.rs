@@ -312,6 +312,7 @@ impl FileSystem {
             let tenure = session.tenure();
             asked_in = Some(tenure);
             waiting.granted.forget();
+            let taken_away = owner.state(|state| state.taken_away);
             let queued_at = match self.attempt(key, owner, request, waiting.number, tenure).await {
                 Came::Held(before) => return Ok((order, before)),
                 Came::Refused(FsError::Lapsed) => continue,
@@ -330,7 +331,9 @@ impl FileSystem {
                         let order = owner.order().await;
                         // As before an answer is shown: what the last holder did may not be at the replica yet, which kernels were told of.
                         session.near.settle(&*session.peers, session.near.seen()).await;
+                        // Found by the simulation: an unlock that was settled behind a move of the home took what had just been granted.
                         if session.tenure() == tenure
+                            && owner.state(|state| state.taken_away) == taken_away
                             && let Some(before) = self.granted(key, owner, request, tenure)
                         {
                             return Ok((order, before));

@@ -105,6 +105,8 @@ pub(crate) struct OwnerState {
     pub handles: BTreeSet<HandleId>,
     /// Waits whose process is gone and that aren't undone yet.
     pub abandoned: usize,
+    /// How often the home was asked to take something away from it. A grant of which it heard meanwhile may have gone with that.
+    pub taken_away: u64,
 }
 
 impl Owner {

@@ -82,6 +82,7 @@ impl FileSystem {
                 },
                 Some(Level { exclusive, pid }) => {
                     let lock = Some(LockRequest { exclusive, pid, ..wanted }.spec());
+                    self.takes_away(key);
                     let op = Op::Lock(Lock { inode: key.0, lock, wait: 0 });
                     match self.inner.region.change_in_life(&daemon(), op, tenure.for_locks()).await {
                         Ok(Reply::Locked(locked)) if locked.state() == LockState::Held => return true,
@@ -110,8 +111,16 @@ impl FileSystem {
         self.inner.locks.clear(key, owner);
     }
 
+    /// What the owner waits for may be granted before this is done at the home, and be told before it is answered here: then it is asked for again.
+    fn takes_away(&self, key: Key) {
+        if let Some(owner) = self.inner.locks.known(key) {
+            owner.state(|state| state.taken_away += 1);
+        }
+    }
+
     /// True if the tenure that had the lock was over.
     async fn give_up(&self, key: Key, request: &LockRequest, tenure: Tenure) -> Result<bool, FsError> {
+        self.takes_away(key);
         let op = Op::Unlock(Unlock { inode: key.0, lock: Some(request.spec()) });
         match self.inner.region.change_in_life(&daemon(), op, tenure.for_locks()).await {
             Ok(Reply::Done(_)) => Ok(false),
