@@ -7,6 +7,17 @@ fn asked(fs: &FileSystem) -> u64 {
     fs.status().caches["extents"].misses
 }
 
+/// A file that a mount has alone, and whose bytes it knows: "old".
+async fn with_old() -> (Arc<FakeRegion>, FileSystem, u64, HandleId) {
+    let (region, fs) = start().await;
+    region.with(|s| s.alone = true);
+    let (inode, file) = create(&fs, "f").await;
+    write(&fs, file, 0, b"old").await.unwrap();
+    fs.fsync(file, false).await.unwrap();
+    assert_eq!(&fs.read(&me(), file, 0, 9).await.unwrap()[..], b"old");
+    (region, fs, inode, file)
+}
+
 /// Found by the benchmark: each transaction of sqlite, which reads the first page of what the last one has written, asked anew.
 #[tokio::test(start_paused = true)]
 async fn what_was_written_alone_is_read_without_a_question() {
@@ -50,12 +61,7 @@ async fn what_was_written_alone_is_read_without_a_question() {
 /// What comes of a change that was sent twice is what came of it the first time, and more may lie over it by now.
 #[tokio::test(start_paused = true)]
 async fn after_a_lost_answer_the_region_is_asked() {
-    let (region, fs) = start().await;
-    region.with(|s| s.alone = true);
-    let (_, file) = create(&fs, "f").await;
-    write(&fs, file, 0, b"old").await.unwrap();
-    fs.fsync(file, false).await.unwrap();
-    assert_eq!(&fs.read(&me(), file, 0, 9).await.unwrap()[..], b"old");
+    let (region, fs, _, file) = with_old().await;
     let before = (changes(&region), asked(&fs));
     write(&fs, file, 0, b"new").await.unwrap();
     region.fault("m1", Some(Fault::Deaf));
@@ -74,12 +80,7 @@ async fn after_a_lost_answer_the_region_is_asked() {
 /// Found by review: what was known went on being shown although the attempt before the one that was refused had been done.
 #[tokio::test(start_paused = true)]
 async fn what_was_perhaps_done_before_it_was_refused_is_asked_for() {
-    let (region, fs) = start().await;
-    region.with(|s| s.alone = true);
-    let (inode, file) = create(&fs, "f").await;
-    write(&fs, file, 0, b"old").await.unwrap();
-    fs.fsync(file, false).await.unwrap();
-    assert_eq!(&fs.read(&me(), file, 0, 9).await.unwrap()[..], b"old");
+    let (region, fs, inode, file) = with_old().await;
     let before = changes(&region);
     region.fault("m1", Some(Fault::Deaf));
     let of = fs.clone();
@@ -98,12 +99,7 @@ async fn what_was_perhaps_done_before_it_was_refused_is_asked_for() {
 /// The same where the region doesn't take it: nothing of it is known then.
 #[tokio::test(start_paused = true)]
 async fn what_the_region_refused_isnt_read() {
-    let (region, fs) = start().await;
-    region.with(|s| s.alone = true);
-    let (_, file) = create(&fs, "f").await;
-    write(&fs, file, 0, b"old").await.unwrap();
-    fs.fsync(file, false).await.unwrap();
-    assert_eq!(&fs.read(&me(), file, 0, 9).await.unwrap()[..], b"old");
+    let (region, fs, _, file) = with_old().await;
     write(&fs, file, 0, b"new").await.unwrap();
     refuse(&region, Some(libc::EPERM));
     assert_eq!(fs.fsync(file, false).await, refused(libc::EPERM));
